@@ -1,0 +1,537 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"log/slog"
+	"mime"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// server answers requests. Everything in it is safe for concurrent use.
+type server struct {
+	cfg      config
+	build    build
+	store    *store
+	recorder *recorder
+	hasher   hasher
+	metrics  *metrics
+	log      *slog.Logger
+	schema   int         // version of the schema that this program needs
+	draining atomic.Bool // shutdown has begun
+	now      func() time.Time
+}
+
+// Longest waits for the database.
+const (
+	readTimeout  = 1800 * time.Millisecond // of everything that reads: like visitTimeout
+	readyTimeout = time.Second
+)
+
+// routes is the whole URL space.
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", s.try(s.index))
+	mux.Handle("GET /version", s.try(s.version))
+	mux.Handle("GET /healthz", s.try(s.healthz))
+	mux.Handle("GET /readyz", s.try(s.readyz))
+	mux.Handle("GET /api/stats", s.try(s.stats))
+	mux.Handle("GET /badge.svg", s.try(s.badge))
+	mux.Handle("GET /metrics", s.try(s.showMetrics))
+	mux.Handle("GET /assets/{file}", s.try(s.asset))
+	// Directly around the mux: r.Pattern is seen only on the same request.
+	return s.observed(s.secured(mux))
+}
+
+// publicError is a failure whose text the client may read.
+type publicError struct {
+	status int
+	msg    string
+}
+
+func (e *publicError) Error() string { return e.msg }
+
+// try answers for a handler that returns an error before it wrote anything.
+// The client never sees a cause that is not made for it.
+func (s *server) try(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := h(w, r)
+		if err == nil {
+			return
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		if pub, ok := errors.AsType[*publicError](err); ok {
+			if pub.status == http.StatusServiceUnavailable {
+				w.Header().Set("Retry-After", retryAfter)
+			}
+			http.Error(w, pub.msg, pub.status)
+			return
+		}
+		s.log.ErrorContext(r.Context(), "request failed", "route", r.Pattern, "err", err)
+		http.Error(w, "internal error", http.StatusInternalServerError)
+	})
+}
+
+// retryAfter is in seconds: the service looks for its database all the time.
+const retryAfter = "5"
+
+// errNoDatabase is what a client hears of any trouble with the database.
+var errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
+
+// securityHeaders stand on every answer. The page needs its own style sheet
+// and icon and nothing else.
+var securityHeaders = map[string]string{
+	"Content-Security-Policy":    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+	"X-Content-Type-Options":     "nosniff",
+	"Referrer-Policy":            "no-referrer",
+	"Permissions-Policy":         "camera=(), geolocation=(), microphone=(), browsing-topics=()",
+	"Cross-Origin-Opener-Policy": "same-origin",
+}
+
+func (s *server) secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		for key, value := range securityHeaders {
+			h[key] = []string{value}
+		}
+		if s.draining.Load() {
+			// Whoever keeps connections open to us, such as nginx, must leave
+			// before the listener closes.
+			h.Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// observed measures and logs each request. No address, user agent or URL is
+// logged: the route says what was asked.
+func (s *server) observed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		seen := observer{ResponseWriter: w, status: http.StatusOK}
+		next.ServeHTTP(&seen, r)
+		took := time.Since(start)
+		_, route, known := strings.Cut(strings.TrimSuffix(r.Pattern, "{$}"), " ")
+		if !known {
+			route = "other"
+		}
+		s.metrics.request(route, seen.status, took)
+		level := slog.LevelInfo
+		if seen.status < http.StatusBadRequest && (route == "/healthz" || route == "/readyz" || route == "/metrics") {
+			level = slog.LevelDebug // several a minute, and good
+		}
+		s.log.LogAttrs(r.Context(), level, "request",
+			slog.String("method", knownMethod(r.Method)),
+			slog.String("route", route),
+			slog.Int("status", seen.status),
+			slog.Int("bytes", seen.bytes),
+			slog.Float64("ms", float64(took.Microseconds())/1000))
+	})
+}
+
+// knownMethod keeps what a client makes up out of the log.
+func knownMethod(method string) string {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE":
+		return method
+	}
+	return "other"
+}
+
+// observer remembers what an answer was.
+type observer struct {
+	http.ResponseWriter
+	status, bytes int
+}
+
+func (o *observer) WriteHeader(status int) {
+	o.status = status
+	o.ResponseWriter.WriteHeader(status)
+}
+
+func (o *observer) Write(b []byte) (int, error) {
+	n, err := o.ResponseWriter.Write(b)
+	o.bytes += n
+	return n, err
+}
+
+// index counts the visit and shows the page.
+func (s *server) index(w http.ResponseWriter, r *http.Request) error {
+	addr, from := clientAddr(r, s.cfg.TrustedProxies)
+	y := you{Result: notCounted(r), Source: from}
+	if y.Result == counted && from == fromNobody {
+		y.Result = noAddress
+	}
+	var id visitorID
+	if from != fromNobody {
+		id = s.hasher.visitor(addr)
+		s.metrics.client(from, scope(addr))
+	}
+	var everyone *everyone
+	var err error
+	if y.Result == counted {
+		var v visit
+		if v, err = s.recorder.record(id); err == nil {
+			s.metrics.saw(&v.receipt.tally)
+			y.number = v.number()
+			everyone = v.shared.get(s, &v.receipt.tally)
+		}
+	} else {
+		var t *tally
+		if t, y.number, err = s.look(r.Context(), id); err == nil {
+			everyone = s.renderEveryone(t)
+		}
+	}
+	status := http.StatusOK
+	if err != nil {
+		status = http.StatusServiceUnavailable
+		w.Header().Set("Retry-After", retryAfter)
+		if y.Result == counted {
+			y.Result = unavailable
+		}
+		y.NoDatabase = true
+		everyone = s.renderEveryone(nil)
+	}
+	s.metrics.visit(y.Result)
+	return everyone.write(w, status, y)
+}
+
+// look reads what the page shows to somebody who is not counted.
+func (s *server) look(ctx context.Context, id visitorID) (*tally, int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	t, number, err := s.store.look(ctx, utcDay(s.now()), id[:])
+	if err != nil {
+		s.log.WarnContext(ctx, "totals not read", "err", err)
+		return nil, 0, err
+	}
+	s.metrics.saw(t)
+	return t, number, nil
+}
+
+// shared is the page of a batch, rendered by the first who needs it.
+type shared struct {
+	once sync.Once
+	page *everyone
+}
+
+func (sh *shared) get(s *server, t *tally) *everyone {
+	sh.once.Do(func() { sh.page = s.renderEveryone(t) })
+	return sh.page
+}
+
+//go:embed assets
+var assetFiles embed.FS
+
+var templates = template.Must(template.New("").
+	Funcs(template.FuncMap{"group": group, "asset": assetPath}).
+	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
+
+// everyone is what all visitors of one batch see alike: the page above and
+// below the part that is about one of them. Rendering it takes longer than
+// everything else about a request.
+type everyone struct {
+	above, below []byte
+	err          error
+}
+
+// you is what the page says to one visitor.
+type you struct {
+	Result     result
+	Source     source
+	NoDatabase bool
+	number     int64
+}
+
+func (y you) Number() string { return group(y.number) }
+func (y you) Once() bool     { return y.number == 1 }
+func (y you) Never() bool    { return y.number == 0 }
+
+// renderEveryone renders the page for t; nil: the numbers are not to be had.
+func (s *server) renderEveryone(t *tally) *everyone {
+	data := struct {
+		*tally
+		Build             build
+		UserName, UserURL string
+		Chart             *chart
+	}{tally: t, Build: s.build, UserName: s.cfg.UserName, UserURL: s.cfg.UserURL}
+	if t != nil {
+		data.Chart = newChart(t.days)
+	}
+	var above, below bytes.Buffer
+	err := errors.Join(
+		templates.ExecuteTemplate(&above, "above", data),
+		templates.ExecuteTemplate(&below, "below", data))
+	return &everyone{above.Bytes(), below.Bytes(), err}
+}
+
+// write answers with the page, completed for one visitor.
+func (p *everyone) write(w http.ResponseWriter, status int, y you) error {
+	if p.err != nil {
+		return fmt.Errorf("render page: %w", p.err)
+	}
+	buf := buffers.Get().(*bytes.Buffer)
+	defer buffers.Put(buf)
+	buf.Reset()
+	buf.Write(p.above)
+	if err := templates.ExecuteTemplate(buf, "you", y); err != nil {
+		return fmt.Errorf("render page: %w", err)
+	}
+	buf.Write(p.below)
+	w.Header().Set("Cache-Control", "no-store")
+	write(w, status, "text/html; charset=utf-8", buf.Bytes())
+	return nil
+}
+
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// write sends an answer that is complete in memory. An error here means that
+// the client has left.
+func write(w http.ResponseWriter, status int, contentType string, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	body, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, "application/json", append(body, '\n'))
+	return nil
+}
+
+// Methods of tally for the page.
+
+func (t *tally) Visits() string   { return group(t.visits) }
+func (t *tally) Visitors() string { return group(t.visitors) }
+func (t *tally) Today() day       { return t.today() }
+func (t *tally) Since() string    { return t.since.UTC().Format("2 January 2006") }
+func (t *tally) Database() string { return t.database }
+
+func (d day) Visits() string      { return group(d.visits) }
+func (d day) Visitors() string    { return group(d.visitors) }
+func (d day) NewVisitors() string { return group(d.newVisitors) }
+func (d day) Date() string        { return d.date.Format(time.DateOnly) }
+func (d day) Short() string       { return d.date.Format("2 Jan") }
+
+// group writes n with a comma between thousands.
+func group(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// chart is the geometry of the days' bars in units of its view box.
+type chart struct {
+	Days        []day // oldest first
+	Bars        []bar
+	Max         day // the first day with the most visits
+	FirstDay    day
+	LastDay     day
+	TotalVisits string
+}
+
+type bar struct {
+	X, Y, Height int
+	Today        bool
+}
+
+const (
+	barStep     = 20  // from one bar's left edge to the next one's
+	chartHeight = 120 // of the highest bar
+)
+
+func newChart(days []day) *chart {
+	c := &chart{Days: days, Max: days[0], FirstDay: days[0], LastDay: days[len(days)-1]}
+	var sum int64
+	for _, d := range days {
+		sum += d.visits
+		if d.visits > c.Max.visits {
+			c.Max = d
+		}
+	}
+	c.TotalVisits = group(sum)
+	for i, d := range days {
+		height := 0
+		if d.visits > 0 { // a day with one visit among busy ones is still to be seen
+			height = max(2, int(float64(d.visits)/float64(c.Max.visits)*chartHeight))
+		}
+		c.Bars = append(c.Bars, bar{X: i * barStep, Y: chartHeight - height, Height: height, Today: i == len(days)-1})
+	}
+	return c
+}
+
+// version tells what runs here.
+func (s *server) version(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Cache-Control", "no-store")
+	return writeJSON(w, s.build)
+}
+
+// healthz is liveness: that this process answers at all. It must not ask the
+// database: restarting the program would not mend that.
+func (s *server) healthz(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Cache-Control", "no-store")
+	write(w, http.StatusOK, "text/plain; charset=utf-8", []byte("ok\n"))
+	return nil
+}
+
+// readyz is readiness: that a visit would be counted now.
+func (s *server) readyz(w http.ResponseWriter, r *http.Request) error {
+	err := s.ready(r.Context())
+	s.metrics.ready(err == nil)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	write(w, http.StatusOK, "text/plain; charset=utf-8", []byte("ready\n"))
+	return nil
+}
+
+func (s *server) ready(ctx context.Context) error {
+	if s.draining.Load() {
+		return &publicError{http.StatusServiceUnavailable, "shutting down"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	version, err := s.store.schemaVersion(ctx)
+	if err != nil {
+		s.log.WarnContext(ctx, "not ready", "err", err)
+		return errNoDatabase
+	}
+	if version < s.schema {
+		return &publicError{http.StatusServiceUnavailable,
+			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", version, s.schema)}
+	}
+	return nil
+}
+
+// stats is the count as JSON. It counts nothing.
+func (s *server) stats(w http.ResponseWriter, r *http.Request) error {
+	t, _, err := s.look(r.Context(), visitorID{})
+	if err != nil {
+		return errNoDatabase
+	}
+	type jsonDay struct {
+		Day         string `json:"day"`
+		Visits      int64  `json:"visits"`
+		Visitors    int64  `json:"visitors"`
+		NewVisitors int64  `json:"new_visitors"`
+	}
+	days := []jsonDay{}
+	for _, d := range t.days {
+		days = append(days, jsonDay{d.Date(), d.visits, d.visitors, d.newVisitors})
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return writeJSON(w, struct {
+		Visits   int64     `json:"visits"`
+		Visitors int64     `json:"visitors"`
+		Today    jsonDay   `json:"today"`
+		Days     []jsonDay `json:"days"` // the last 30, oldest first
+		Since    time.Time `json:"since"`
+	}{t.visits, t.visitors, days[len(days)-1], days, t.since.UTC().Truncate(time.Second)})
+}
+
+// badge is the number of visitors as a small picture for other sites.
+func (s *server) badge(w http.ResponseWriter, r *http.Request) error {
+	t, _, err := s.look(r.Context(), visitorID{})
+	if err != nil {
+		return errNoDatabase
+	}
+	const label, digit, pad = 52, 7, 10 // widths in pixels at 11px type
+	number := t.Visitors()
+	width := len(number)*digit + 2*pad
+	var buf bytes.Buffer
+	if err := templates.ExecuteTemplate(&buf, "badge.svg", map[string]any{
+		"Number": number, "Label": label, "Width": label + width, "NumberWidth": width,
+		"LabelMiddle": label / 2, "NumberMiddle": label + width/2,
+	}); err != nil {
+		return fmt.Errorf("render badge: %w", err)
+	}
+	// A minute is what image proxies such as GitHub's honour.
+	w.Header().Set("Cache-Control", "public, max-age=60")
+	write(w, http.StatusOK, "image/svg+xml", buf.Bytes())
+	return nil
+}
+
+// assetFile is one embedded file as it is served.
+type assetFile struct {
+	contentType  string
+	etag         string
+	plain, small []byte // small is gzip
+}
+
+// assets holds the files by their fingerprinted name, style.1a2b3c4d.css.
+var assets, assetPaths = loadAssets()
+
+func assetPath(name string) string { return assetPaths[name] }
+
+func loadAssets() (map[string]assetFile, map[string]string) {
+	files, paths := map[string]assetFile{}, map[string]string{}
+	for _, name := range []string{"style.css", "favicon.svg"} {
+		plain, err := fs.ReadFile(assetFiles, "assets/"+name)
+		if err != nil {
+			panic(err) // the list above is wrong
+		}
+		var small bytes.Buffer
+		z, _ := gzip.NewWriterLevel(&small, gzip.BestCompression) // the level is a valid one
+		z.Write(plain)                                            // into memory
+		z.Close()
+		sum := sha256.Sum256(plain)
+		print := hex.EncodeToString(sum[:4])
+		ext := path.Ext(name)
+		unique := strings.TrimSuffix(name, ext) + "." + print + ext
+		files[unique] = assetFile{mime.TypeByExtension(ext), `"` + print + `"`, plain, small.Bytes()}
+		paths[name] = "/assets/" + unique
+	}
+	return files, paths
+}
+
+func (s *server) asset(w http.ResponseWriter, r *http.Request) error {
+	file, ok := assets[r.PathValue("file")]
+	if !ok {
+		return &publicError{http.StatusNotFound, "404 page not found"}
+	}
+	h := w.Header()
+	h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	h.Set("ETag", file.etag)
+	h.Set("Vary", "Accept-Encoding")
+	if strings.Contains(r.Header.Get("If-None-Match"), file.etag) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	body := file.plain
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		h.Set("Content-Encoding", "gzip")
+		body = file.small
+	}
+	write(w, http.StatusOK, file.contentType, body)
+	return nil
+}
+
+func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
+	var buf bytes.Buffer
+	s.metrics.writeTo(&buf, s.build, s.store)
+	write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", buf.Bytes())
+	return nil
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// visitTimeout is how long a visit may wait for its commit. The page is to
+	// answer within 2 s even when the database does not.
+	visitTimeout = 1800 * time.Millisecond
+
+	maxBatch   = 1024 // visits in one batch
+	maxWaiting = 8192 // visits that wait for a commit; the next is turned away
+)
+
+var (
+	errBusy     = errors.New("too many visits are waiting for the database")
+	errStopping = errors.New("the service is stopping")
+)
+
+// recorder commits visits that arrive together in one transaction (group
+// commit): while one batch is on its way to the database the next one gathers.
+// There is no timer: a lone visit is a batch of one and waits for nothing.
+type recorder struct {
+	store   *store
+	log     *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+
+	mu      sync.Mutex
+	queue   []*batch      // batches not yet sent, in order of arrival; visits join the last
+	waiting int           // visits in queue and in the batch on its way
+	closed  bool          // no more visits
+	wake    chan struct{} // holds one token while queue or closed wait to be looked at
+	stopped chan struct{} // closed when run has returned
+
+	// Of run alone. The pair makes a batch exactly-once: see applyBatch.
+	writer int64 // our row in writers; 0: none yet
+	number int64 // of the last batch that we know to be committed
+}
+
+// batch is the visits that are committed together. All are of one day.
+type batch struct {
+	date     time.Time
+	deadline time.Time         // of its first visit; nobody waits longer
+	index    map[visitorID]int // position in ids and visits
+	ids      []visitorID
+	visits   []int64 // how many of each visitor
+	size     int     // the sum of visits
+
+	done    chan struct{} // closed when one of these stands:
+	err     error
+	receipt *receipt // numbers are in the order of ids
+	shared  shared   // what is rendered from receipt once for all its visitors
+}
+
+// visit is one place in a batch.
+type visit struct {
+	*batch
+	visitor int   // position in batch.ids
+	nth     int64 // of this visitor's visits in the batch, from 1
+}
+
+// number returns how often the visitor has been counted, this visit included.
+func (v visit) number() int64 {
+	return v.receipt.numbers[v.visitor] - v.visits[v.visitor] + v.nth
+}
+
+func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
+	r := &recorder{
+		store: s, log: log, metrics: m, now: time.Now,
+		wake:    make(chan struct{}, 1),
+		stopped: make(chan struct{}),
+	}
+	go r.run()
+	return r
+}
+
+// record hands a visit over and waits for its commit. It does not end early
+// when the client has gone: the visit is counted all the same. An error other
+// than errBusy and errStopping means that nobody knows whether the visit was
+// counted; it is then not counted later.
+func (r *recorder) record(id visitorID) (visit, error) {
+	r.mu.Lock()
+	v, err := r.join(id)
+	r.mu.Unlock()
+	if err != nil {
+		return visit{}, err
+	}
+	r.signal()
+	<-v.done
+	return v, v.err
+}
+
+// join puts a visit into the last batch of the queue, or into a new one.
+func (r *recorder) join(id visitorID) (visit, error) {
+	switch {
+	case r.closed:
+		return visit{}, errStopping
+	case r.waiting == maxWaiting:
+		return visit{}, errBusy
+	}
+	r.waiting++
+	now := r.now()
+	date := utcDay(now)
+	var b *batch
+	if n := len(r.queue); n > 0 {
+		b = r.queue[n-1]
+	}
+	if b == nil || b.size == maxBatch || !b.date.Equal(date) {
+		b = &batch{
+			date:     date,
+			deadline: time.Now().Add(visitTimeout),
+			index:    make(map[visitorID]int),
+			done:     make(chan struct{}),
+		}
+		r.queue = append(r.queue, b)
+	}
+	i, known := b.index[id]
+	if !known {
+		i = len(b.ids)
+		b.index[id] = i
+		b.ids = append(b.ids, id)
+		b.visits = append(b.visits, 0)
+	}
+	b.visits[i]++
+	b.size++
+	return visit{b, i, b.visits[i]}, nil
+}
+
+func (r *recorder) signal() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+// close turns further visits away, waits until the accepted ones are committed
+// and takes this process's row out of writers.
+func (r *recorder) close(ctx context.Context) error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.signal()
+	select {
+	case <-r.stopped:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if r.writer == 0 {
+		return nil
+	}
+	return r.store.removeWriter(ctx, r.writer)
+}
+
+// run commits one batch after the other until close.
+func (r *recorder) run() {
+	defer close(r.stopped)
+	for range r.wake {
+		for b := r.take(); b != nil; b = r.take() {
+			start := time.Now()
+			b.receipt, b.err = r.commit(b)
+			r.metrics.batch(time.Since(start), b.err == nil)
+			r.mu.Lock()
+			r.waiting -= b.size
+			r.mu.Unlock()
+			close(b.done)
+		}
+		r.mu.Lock()
+		closed := r.closed
+		r.mu.Unlock()
+		if closed {
+			return
+		}
+	}
+}
+
+// take removes the oldest batch from the queue; nil: it is empty.
+func (r *recorder) take() *batch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) == 0 {
+		return nil
+	}
+	b := r.queue[0]
+	r.queue = r.queue[1:]
+	return b
+}
+
+// commit sends a batch until it is known to be committed or its time is over.
+// Then what became of it stays unknown, so its number must never be used for
+// another: the next batch goes under a new writer.
+func (r *recorder) commit(b *batch) (*receipt, error) {
+	// The batch's own context, never a request's.
+	ctx, cancel := context.WithDeadline(context.Background(), b.deadline)
+	defer cancel()
+	order := make([]int, len(b.ids)) // positions in b.ids, by rising id
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(i, j int) int { return compareIDs(b.ids[i], b.ids[j]) })
+	ids := make([][]byte, len(order))
+	visits := make([]int64, len(order))
+	for sorted, i := range order {
+		ids[sorted], visits[sorted] = b.ids[i][:], b.visits[i]
+	}
+
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		answer, err := r.send(ctx, b.date, ids, visits)
+		if err == nil {
+			numbers := make([]int64, len(order))
+			for sorted, i := range order {
+				numbers[i] = answer.numbers[sorted]
+			}
+			answer.numbers = numbers
+			return answer, nil
+		}
+		if errors.Is(err, errWriterGone) {
+			r.writer = 0
+		} else if !retryable(err) || ctx.Err() != nil {
+			r.writer = 0
+			r.log.Error("visits not confirmed", "visits", b.size, "err", err)
+			return nil, err
+		}
+		r.metrics.retried()
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// send tries once to commit the batch after r.number.
+func (r *recorder) send(ctx context.Context, date time.Time, ids [][]byte, visits []int64) (*receipt, error) {
+	if r.writer == 0 {
+		id, err := r.store.newWriter(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.writer, r.number = id, 0
+	}
+	answer, err := r.store.applyBatch(ctx, r.writer, r.number+1, date, ids, visits)
+	if err != nil {
+		return nil, err
+	}
+	r.number++
+	return &answer, nil
+}
