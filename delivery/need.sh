@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# need.sh NAME: makes sure that a program which the tests or `make run` need is on this machine, and installs it
+# with the system's package manager if not. Does nothing, in milliseconds, when it is there.
+set -euo pipefail
+
+found() {
+	local name=$1 program
+	case $name in
+	postgres) # not in PATH on Debian, Red Hat's own packages and Homebrew
+		for program in "$(command -v initdb || true)" /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb \
+			/opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; do
+			if [ -x "$program" ] && [ -x "${program%initdb}postgres" ]; then return 0; fi
+		done
+		return 1
+		;;
+	*) PATH=$PATH:/usr/sbin command -v "$name" >/dev/null ;;
+	esac
+}
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		echo "need.sh: root's rights or sudo are needed for: $*" >&2
+		return 1
+	fi
+}
+
+# with_apt installs packages without starting what they bring: no database cluster, no service on any port.
+with_apt() {
+	local cluster=/etc/postgresql-common/createcluster.d/footfall.conf policy=/usr/sbin/policy-rc.d unit
+	[ -e $policy ] && policy=
+	# shellcheck disable=SC2064 # the values of now are meant
+	trap "as_root rm -f $cluster $policy" EXIT
+	as_root mkdir -p "${cluster%/*}"
+	echo 'create_main_cluster = false' | as_root tee $cluster >/dev/null
+	if [ -n "$policy" ]; then
+		printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null # 101: action forbidden, invoke-rc.d(8)
+		as_root chmod 755 $policy
+	fi
+	as_root apt-get -q update
+	as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"
+	if [ -d /run/systemd/system ]; then # else they would start at the next boot
+		for unit in prometheus pgbouncer; do
+			[[ " $* " != *" $unit "* ]] || as_root systemctl --quiet disable $unit
+		done
+	fi
+}
+
+name=$1
+if found "$name"; then exit 0; fi
+
+# dnf knows a package by a file in it, so only Debian's and Homebrew's names stand here.
+case $name in
+postgres) deb=postgresql rpm=/usr/bin/initdb brew=postgresql@17 ;;
+promtool) deb=prometheus rpm=/usr/bin/promtool brew=prometheus ;;
+cc) deb="gcc libc6-dev" rpm=/usr/bin/gcc brew=gcc ;;
+ansible-lint) deb="ansible-lint ansible" rpm=/usr/bin/ansible-lint brew=ansible-lint ;;
+*) deb=$name rpm=/usr/bin/$name brew=$name ;;
+esac
+
+echo "need.sh: $name is missing on this machine, installing it" >&2
+if command -v apt-get >/dev/null; then
+	# shellcheck disable=SC2086 # a list of packages
+	with_apt $deb
+elif command -v dnf >/dev/null; then
+	as_root dnf -q -y install "$rpm"
+elif command -v brew >/dev/null; then
+	brew install --quiet "$brew"
+else
+	echo "need.sh: none of apt-get, dnf and brew is here; install $name by hand and try again" >&2
+	exit 1
+fi
+if ! found "$name"; then
+	echo "need.sh: $name was installed but is not in PATH or the usual folders; add its folder to PATH" >&2
+	exit 1
+fi
