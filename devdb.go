@@ -68,10 +68,10 @@ func dev(ctx context.Context, getenv func(string) string, out io.Writer) (err er
 	return serve(ctx, cfg, out)
 }
 
-// devDir is where the development cluster lives. Root's cache folder cannot be
-// entered by the account that the server must run as, so root has another one.
+// devDir is where the development cluster lives. Root's own cache folder cannot
+// be entered by the account that the server must run as, so root has another.
 func devDir() (string, error) {
-	if os.Getuid() == 0 {
+	if os.Getuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
 		return "/var/cache/footfall", nil
 	}
 	cache, err := os.UserCacheDir()

@@ -13,6 +13,7 @@ import (
 	"html/template"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"mime"
 	"net/http"
 	"path"
@@ -95,20 +96,18 @@ var errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database do
 
 // securityHeaders stand on every answer. The page needs its own style sheet
 // and icon and nothing else.
-var securityHeaders = map[string]string{
-	"Content-Security-Policy":    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-	"X-Content-Type-Options":     "nosniff",
-	"Referrer-Policy":            "no-referrer",
-	"Permissions-Policy":         "camera=(), geolocation=(), microphone=(), browsing-topics=()",
-	"Cross-Origin-Opener-Policy": "same-origin",
+var securityHeaders = http.Header{
+	"Content-Security-Policy":    {"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+	"X-Content-Type-Options":     {"nosniff"},
+	"Referrer-Policy":            {"no-referrer"},
+	"Permissions-Policy":         {"camera=(), geolocation=(), microphone=(), browsing-topics=()"},
+	"Cross-Origin-Opener-Policy": {"same-origin"},
 }
 
 func (s *server) secured(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		for key, value := range securityHeaders {
-			h[key] = []string{value}
-		}
+		maps.Copy(h, securityHeaders)
 		if s.draining.Load() {
 			// Whoever keeps connections open to us, such as nginx, must leave
 			// before the listener closes.

@@ -1,0 +1,58 @@
+//go:build ignore
+
+// This recorder does what a careful programmer does first: one transaction a
+// visit, an upsert and a row of totals. It stands in for recorder.go in a build
+// of the benchmark's own.
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+)
+
+const visitTimeout = 1800 * time.Millisecond
+
+var errBusy, errStopping = errors.New("busy"), errors.New("stopping")
+
+type recorder struct{ store *store }
+
+type visit struct {
+	receipt receipt
+	shared  *shared
+	n       int64
+}
+
+func (v visit) number() int64 { return v.n }
+
+func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
+	s.reads.SetMaxOpenConns(32)
+	s.reads.SetMaxIdleConns(32)
+	return &recorder{s}
+}
+
+func (r *recorder) record(id visitorID) (visit, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), visitTimeout)
+	defer cancel()
+	today := utcDay(time.Now())
+	v := visit{shared: &shared{}}
+	v.receipt.tally = tally{since: today, database: "PostgreSQL", days: history(today, nil)}
+	t := &v.receipt.tally
+	err := r.store.reads.QueryRowContext(ctx, `
+		WITH visitor AS (
+			INSERT INTO visitors AS old (id, visits, first_seen, last_seen)
+			VALUES ($1, 1, $2, $2)
+			ON CONFLICT (id) DO UPDATE SET visits = old.visits + 1, last_seen = excluded.last_seen
+			RETURNING visits
+		), total AS (
+			UPDATE totals SET visits = totals.visits + 1, visitors = visitors + (visitor.visits = 1)::int
+			FROM visitor
+			RETURNING totals.visits, visitors
+		)
+		SELECT visitor.visits, total.visits, total.visitors
+		FROM visitor, total`, id[:], today.Format(time.DateOnly)).Scan(&v.n, &t.visits, &t.visitors)
+	return v, err
+}
+
+func (r *recorder) close(context.Context) error { return nil }
