@@ -22,7 +22,16 @@ COVERAGE_FLOOR := 85
 # How long each fuzz target runs.
 FUZZTIME ?= 30s
 
+# The tools, each at one version; they are in nobody's go.mod.
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+ACTIONLINT  := go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+COMPOSE_GO  := go run github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+COSIGN      := go run github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3
+
+# The end-to-end tests make hosts and networks; root's own Go caches, so that no file of root's is left in yours.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo --set-home env "PATH=$(PATH)")
 
 .PHONY: help
 help: ## list the targets
@@ -55,24 +64,45 @@ need-%:
 	@delivery/need.sh $*
 
 .PHONY: test
-test: need-postgres need-promtool need-pgbouncer need-cc static ## all tests of the program, with the coverage floor; under 3 minutes
+test: need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; under 3 minutes
 	go test ./delivery
 	go test -race -timeout 10m -covermode=atomic -coverprofile=coverage.out .
-	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); print "coverage: " $$3 "% of statements, at least $(COVERAGE_FLOOR)% wanted"; exit $$3 < $(COVERAGE_FLOOR) }'
+	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
+		print "coverage: " $$3 "% of statements, " floor "% wanted"; exit $$3 < floor }'
 
 .PHONY: static
 static: ## gofmt, go vet and staticcheck
-	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "not formatted, run gofmt -w on: $$unformatted" >&2; exit 1; }
+	@files=$$(gofmt -l .); test -z "$$files" || { echo "run gofmt -w on" $$files >&2; exit 1; }
 	go vet -tags e2e,soak ./...
 	$(STATICCHECK) -tags e2e,soak ./...
 
+.PHONY: lint
+lint: need-shellcheck need-yamllint static ## static, and everything that is not Go: workflows, scripts, YAML, playbooks, Dockerfile, versions
+	go run ./delivery
+	$(ACTIONLINT)
+	git ls-files -z | xargs -0 awk 'FNR == 1 { if (/^#!.*sh$$/ && FILENAME !~ /\.j2$$/) print FILENAME; nextfile }' | xargs shellcheck
+	yamllint --strict .
+	delivery/ansible.sh ansible-lint --offline --strict --profile production
+	@# Without the plugin, the library that it is made of checks the same.
+	if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else $(COMPOSE_GO) compose.yaml >/dev/null; fi
+	@$(MAKE) --no-print-directory vuln
+
+# A laptop without a network must still be able to lint, so only CI (which sets CI) fails where the database is away.
+.PHONY: vuln
+vuln: ## look for known vulnerabilities in what the program calls
+	@status=0; out=$$($(GOVULNCHECK) ./... 2>&1) || status=$$?; echo "$$out"; \
+	if [ $$status != 0 ] && [ -z "$${CI:-}" ] && [[ $$out == *"fetching vulnerabilities"* ]]; then \
+		echo "vuln: NOT CHECKED, the vulnerability database cannot be reached" >&2; exit 0; fi; exit $$status
+
 .PHONY: e2e
-e2e: ## real hosts, containers, deployments and a browser; root, about 25 minutes
-	go test -tags e2e -count=1 -timeout 60m -v ./e2e
+e2e: ## real hosts, containers, deployments and a browser; about 25 minutes, as root
+	$(SUDO) go test -tags e2e -count=1 -timeout 45m -v ./e2e
 
 .PHONY: bench
 bench: need-postgres need-wrk ## the load tests behind the README's figures
-	go run ./bench
+	@mkdir -p bench/out
+	go run ./bench | tee bench/out/figures.txt
+	@if [ -n "$${GITHUB_STEP_SUMMARY:-}" ]; then cat bench/out/figures.txt >> "$$GITHUB_STEP_SUMMARY"; fi
 
 .PHONY: soak
 soak: need-postgres need-pgbouncer need-cc ## the tests that take longer than 20 seconds
@@ -82,3 +112,71 @@ soak: need-postgres need-pgbouncer need-cc ## the tests that take longer than 20
 fuzz: need-postgres ## run every fuzz target for FUZZTIME
 	@go test -list '^Fuzz' . | grep '^Fuzz' | while read -r target; do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; done
+
+##### release
+
+.PHONY: dist
+dist: ## build the stripped binaries of a release and their checksums into dist/
+	@mkdir -p dist && rm -f dist/footfall-$(VERSION)-* dist/SHA256SUMS
+	GOOS=linux GOARCH=amd64 $(GO_BUILD) -o dist/footfall-$(VERSION)-linux-amd64 .
+	GOOS=linux GOARCH=arm64 $(GO_BUILD) -o dist/footfall-$(VERSION)-linux-arm64 .
+	@cd dist && sha256sum footfall-$(VERSION)-linux-* | tee SHA256SUMS
+
+.PHONY: reproducible
+reproducible: dist ## build the binaries again, elsewhere and with an empty cache, and compare them to the byte
+	@again=$$(mktemp -d); trap 'rm -rf "$$again"' EXIT; \
+	git clone --quiet . "$$again/clone"; \
+	GOCACHE="$$again/cache" $(MAKE) --no-print-directory -C "$$again/clone" dist >/dev/null; \
+	diff dist/SHA256SUMS "$$again/clone/dist/SHA256SUMS" || \
+		{ echo "reproducible: two builds of $(COMMIT) differ; commit everything, then look at what differs" >&2; exit 1; }; \
+	echo "reproducible: two builds of $(COMMIT) are equal"
+
+.PHONY: release-check
+release-check: ## refuse a version that exists
+	@if gh release view v$(VERSION) >/dev/null 2>&1; then \
+		echo "release-check: $(VERSION) is released already; raise version.txt and say in CHANGELOG.md what is new" >&2; exit 1; fi
+	@tagged=$$(git rev-parse --quiet --verify 'v$(VERSION)^{commit}' || true); \
+	if [ -n "$$tagged" ] && [ "$$tagged" != "$$(git rev-parse HEAD)" ]; then \
+		echo "release-check: the tag v$(VERSION) names another commit, $$tagged; raise version.txt" >&2; exit 1; fi
+	@if [ -n "$${GITHUB_OUTPUT:-}" ]; then echo "version=$(VERSION)" >> "$$GITHUB_OUTPUT"; fi
+
+.PHONY: notes
+notes: ## print what CHANGELOG.md says of this version
+	@awk -v heading='## [$(VERSION)]' '/^## / || /^\[/ { on = index($$0, heading) == 1; next } on' CHANGELOG.md
+
+.PHONY: sbom
+sbom: ## write what the binary is made of to dist/footfall.cdx.json
+	$(CYCLONEDX) bin -json -std -version $(VERSION) -output dist/footfall.cdx.json dist/footfall-$(VERSION)-linux-amd64
+
+.PHONY: image-push
+image-push: ## build the image for both architectures and push it to IMAGE, with SBOM and provenance
+	@mkdir -p dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) docker buildx build $(IMAGE_ARGS) --platform linux/amd64,linux/arm64 \
+		--provenance=mode=max --sbom=true --metadata-file dist/image.json --tag $(IMAGE):$(VERSION) \
+		--output type=image,push=true,rewrite-timestamp=true .
+	@echo "$(IMAGE):$(VERSION) is $(DIGEST)"
+	@if [ -n "$${GITHUB_OUTPUT:-}" ]; then echo "digest=$(DIGEST)" >> "$$GITHUB_OUTPUT"; fi
+
+# Read by the shell, at the time: make expands a recipe before its first line runs.
+DIGEST = $$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' dist/image.json)
+
+.PHONY: sign
+sign: ## sign image and checksums without a key of our own, by the identity of who runs this
+	$(COSIGN) sign --yes $(IMAGE)@$(DIGEST)
+	$(COSIGN) sign-blob --yes --bundle dist/SHA256SUMS.sigstore.json dist/SHA256SUMS
+
+.PHONY: publish
+publish: ## tag this commit and publish the release with its notes
+	@{ $(MAKE) --no-print-directory notes; printf '\nImage: `%s:%s@%s`\n' $(IMAGE) $(VERSION) $(DIGEST); } > dist/notes.md
+	gh release create v$(VERSION) --title 'footfall $(VERSION)' --target "$$(git rev-parse HEAD)" --notes-file dist/notes.md \
+		dist/footfall-$(VERSION)-linux-* dist/SHA256SUMS dist/SHA256SUMS.sigstore.json dist/footfall.cdx.json
+
+##### deploy
+
+.PHONY: deploy
+deploy: ## DEPLOY_VERSION=1.4.1 SITE_URL=https://…: deploy it; if that fails, the version before it again
+	@delivery/deploy.sh "$${DEPLOY_VERSION:-}"
+
+.PHONY: restore-drill
+restore-drill: ## restore the last dump into a scratch database beside the live one
+	@delivery/ansible.sh ansible-playbook restore.yml

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# ansible.sh PROGRAM ARGUMENT…: runs one of Ansible's programs in ansible/. This machine's own if it is as new as the
+# playbooks want (Debian 13 and later), else Debian 13's in a container, the one in which the end-to-end tests type.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# In a workflow the key and the hosts' keys are secrets, not files.
+if [ -n "${DEPLOY_SSH_KEY:-}" ]; then
+	eval "$(ssh-agent -s)" >/dev/null
+	trap 'ssh-agent -k >/dev/null' EXIT
+	ssh-add -q - <<<"$DEPLOY_SSH_KEY"
+	unset DEPLOY_SSH_KEY
+fi
+mkdir -p -m 700 ~/.ssh
+if [ -n "${DEPLOY_KNOWN_HOSTS:-}" ]; then
+	echo "$DEPLOY_KNOWN_HOSTS" >>~/.ssh/known_hosts
+fi
+
+new_enough() {
+	command -v ansible "$1" >/dev/null &&
+		ansible --version | awk 'NR == 1 { split($0, v, /[^0-9]+/); exit !(v[2] > 2 || v[3] >= 19) }'
+}
+
+if new_enough "$1"; then
+	cd ansible
+	"$@"
+elif docker version >/dev/null 2>&1; then
+	docker build --quiet --tag footfall-controller e2e/images/controller >/dev/null
+	# The agent and the cloud's short-lived keys go in by name: their values stand on no command line.
+	docker run --rm --init --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/root/.ssh \
+		${SSH_AUTH_SOCK:+--volume "$SSH_AUTH_SOCK:$SSH_AUTH_SOCK" --env SSH_AUTH_SOCK} \
+		--env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN footfall-controller "$@"
+else
+	echo "ansible.sh: $1 of ansible-core 2.19 or newer is needed: install Debian 13's packages ansible and ansible-lint, or start a Docker engine" >&2
+	exit 1
+fi
