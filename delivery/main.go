@@ -1,0 +1,195 @@
+// Command delivery checks the rules of this repository that no linter knows. Each broken one is printed as a
+// sentence that says what to do, and the exit status is 1. `make lint` runs it.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+func main() {
+	broken, err := check(".")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "delivery:", err)
+		os.Exit(2)
+	}
+	for _, sentence := range broken {
+		fmt.Fprintln(os.Stderr, sentence)
+	}
+	if len(broken) > 0 {
+		os.Exit(1)
+	}
+}
+
+// check returns a sentence for each rule that the repository at root breaks, or an error if it cannot be read.
+func check(root string) ([]string, error) {
+	var broken []string
+	for _, rule := range []func(string) ([]string, error){version, migrations, workflows, dockerfile} {
+		found, err := rule(root)
+		if err != nil {
+			return nil, err
+		}
+		broken = append(broken, found...)
+	}
+	return broken, nil
+}
+
+// semver is MAJOR.MINOR.PATCH[-PRERELEASE] of semver.org; without +BUILD, which a tag of an image cannot hold.
+var semver = regexp.MustCompile(`^(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-((0|[1-9]\d*|\d*[A-Za-z-][\dA-Za-z-]*)(\.|$))+)?$`)
+
+// version: version.txt holds a semantic version, and CHANGELOG.md says what is in it.
+func version(root string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(root, "version.txt"))
+	if err != nil {
+		return nil, err
+	}
+	v := strings.TrimSuffix(string(text), "\n")
+	if !semver.MatchString(v) || strings.HasSuffix(v, ".") {
+		return []string{fmt.Sprintf("version.txt is %q: write a semantic version on one line, such as 1.4.0", v)}, nil
+	}
+	changes, err := os.ReadFile(filepath.Join(root, "CHANGELOG.md"))
+	if err != nil {
+		return nil, err
+	}
+	// A heading with a day, and at least one line of text before the next heading.
+	entry := regexp.MustCompile(`(?m)^## \[` + regexp.QuoteMeta(v) + `\] - \d{4}-\d\d-\d\d\n+(### .*\n+)?[^#\s\[]`)
+	if !entry.Match(changes) {
+		return []string{fmt.Sprintf(`CHANGELOG.md does not say what is in %s: add a section "## [%[1]s] - YYYY-MM-DD" with what changed`, v)}, nil
+	}
+	return nil, nil
+}
+
+// migrations: no file in sql/ differs from the last release, since databases have it applied as it was.
+func migrations(root string) ([]string, error) {
+	if shallow, err := git(root, "rev-parse", "--is-shallow-repository"); err != nil {
+		return nil, err
+	} else if shallow == "true" {
+		return []string{"this clone has no history to compare the migrations with: run git fetch --unshallow --tags"}, nil
+	}
+	release, err := git(root, "describe", "--tags", "--abbrev=0", "--match=v[0-9]*")
+	if err != nil {
+		return nil, nil // nothing was released yet
+	}
+	// Added files are what may be there; a renamed one is a deleted and an added one.
+	changed, err := git(root, "diff", "--name-only", "--no-renames", "--diff-filter=a", release, "--", "sql/*.sql")
+	var broken []string
+	for file := range strings.FieldsSeq(changed) {
+		broken = append(broken, fmt.Sprintf("%s was edited after %s released it: "+
+			"take it back with git checkout %[2]s -- %[1]s, and write what you want as a new file with the next number", file, release))
+	}
+	return broken, err
+}
+
+func git(root string, args ...string) (string, error) {
+	out, err := exec.Command("git", append([]string{"-C", root}, args...)...).Output()
+	if err != nil {
+		return "", fmt.Errorf("git %s in %s: %w", strings.Join(args, " "), root, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+var (
+	target = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
+	run    = regexp.MustCompile(`\brun["']?\s*:`)
+	makes  = regexp.MustCompile(`^\s*(?:- )?run: make ([a-z0-9-]+)$`)
+	uses   = regexp.MustCompile(`\buses["']?\s*:`)
+	pinned = regexp.MustCompile(`uses: (\./\.github/workflows/[\w-]+\.yml|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
+)
+
+// workflows: a workflow only calls targets of the Makefile, and carries what keeps a stranger's code at bay. It is read
+// by lines, not as YAML: one way to write a step is allowed, and every line that looks like another is refused.
+func workflows(root string) ([]string, error) {
+	makefile, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	if err != nil {
+		return nil, err
+	}
+	var targets []string
+	for _, m := range target.FindAllStringSubmatch(string(makefile), -1) {
+		targets = append(targets, m[1])
+	}
+	files, err := filepath.Glob(filepath.Join(root, ".github/workflows/*.y*ml"))
+	if err != nil || len(files) == 0 {
+		return nil, fmt.Errorf("no workflows in %s: %w", root, err)
+	}
+	var broken []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		say := func(line int, format string, args ...any) {
+			broken = append(broken, fmt.Sprintf(".github/workflows/%s:%d ", filepath.Base(file), line)+fmt.Sprintf(format, args...))
+		}
+		lines := bufio.NewScanner(strings.NewReader(string(text)))
+		for n := 1; lines.Scan(); n++ {
+			line := strings.TrimRight(lines.Text(), " ")
+			if strings.HasPrefix(strings.TrimSpace(line), "#") {
+				continue
+			}
+			if m := makes.FindStringSubmatch(line); m != nil {
+				if !slices.Contains(targets, m[1]) {
+					say(n, "calls make %s, which the Makefile does not have: name one of its targets or add this one", m[1])
+				}
+			} else if run.MatchString(line) {
+				say(n, `runs something else than a target: write "run: make TARGET", which a person can run as well`)
+			}
+			if uses.MatchString(line) && !pinned.MatchString(line) {
+				say(n, `uses an action by a name that can move: pin its commit, "uses: OWNER/NAME@40-HEX-DIGITS # v1.2.3"`)
+			}
+		}
+		// As often as the first stands there, the second must.
+		for _, pair := range [][2]string{
+			{"\non:", "\npermissions:"},
+			{"\non:", "\nconcurrency:"},
+			{"\n    runs-on:", "\n    timeout-minutes:"},
+			{"uses: actions/checkout@", "persist-credentials: false"},
+		} {
+			if strings.Count("\n"+string(text), pair[0]) != strings.Count("\n"+string(text), pair[1]) {
+				say(1, "must have one %q for each %q: add what is missing", strings.TrimSpace(pair[1]), strings.TrimSpace(pair[0]))
+			}
+		}
+	}
+	return broken, nil
+}
+
+// dockerfile: what hadolint would say of an image that is a single static binary, and a few rules of our own.
+func dockerfile(root string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
+	if err != nil {
+		return nil, err
+	}
+	var broken []string
+	for _, rule := range []struct {
+		forbidden bool
+		pattern   string
+		todo      string
+	}{
+		{false, `(?m)^FROM scratch$[^\x00]*^ENTRYPOINT \["`, `end with FROM scratch and an ENTRYPOINT ["…"] of the exec form (DL3025)`},
+		{false, `(?m)^USER [1-9]\d*(:\d+)?$`, "set USER to a number other than 0 (DL3002)"},
+		{false, `(?m)^HEALTHCHECK `, "add a HEALTHCHECK"},
+		{false, `(?m)^LABEL (.*\\\n)*.*org\.opencontainers\.image\.version=`, "label the image with its version"},
+		{true, `(?m)^FROM (--\S+ )?[^\s:@]*(:latest)?( AS \w+)?$`, "name the version of each base image (DL3006, DL3007)"},
+		{true, `(?im)^(ADD|MAINTAINER)\b`, "use COPY and LABEL instead of ADD and MAINTAINER (DL3020, DL4000)"},
+		{true, `(?im)^RUN .*\b(sudo|curl|wget)\b`, "take what is needed from a base image instead of fetching it (DL3004, DL4001)"},
+		{true, `(?im)^(ARG|ENV) .*(password|secret|token|key)`, "keep secrets out of ARG and ENV, which stay readable in the image"},
+		{true, `(?im)^WORKDIR [^/]`, "write WORKDIR as an absolute path (DL3000)"},
+		{true, `(?im)^#\s*syntax\s*=`, "leave out the syntax line, which makes every build ask a registry"},
+		{true, `(?im)^RUN .*--mount`, "leave out RUN --mount, which the classic builder does not know"},
+	} {
+		// FROM scratch has no version to name.
+		body := string(text)
+		if rule.forbidden {
+			body = strings.ReplaceAll(body, "\nFROM scratch\n", "\n")
+		}
+		if regexp.MustCompile(rule.pattern).MatchString(body) == rule.forbidden {
+			broken = append(broken, "Dockerfile: "+rule.todo)
+		}
+	}
+	return broken, nil
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestThisRepositoryKeepsItsRules(t *testing.T) {
+	broken, err := check("..")
+	require.NoError(t, err)
+	assert.Empty(t, broken)
+}
+
+// TestBrokenRules breaks one rule at a time in a copy of this repository whose commit is tagged as a release.
+func TestBrokenRules(t *testing.T) {
+	const (
+		ci        = ".github/workflows/check.yml"
+		migration = "sql/0001_first.sql"
+	)
+	tests := map[string]struct {
+		file, old, new string // new instead of the first old in file; all of it where old is empty
+		want           string
+	}{
+		"version with two parts":   {"version.txt", "", "1.0\n", `version.txt is "1.0": write a semantic version on one line, such as 1.4.0`},
+		"version with a leading v": {"version.txt", "", "v1.0.0\n", `version.txt is "v1.0.0": write a semantic`},
+		"version with a zero":      {"version.txt", "", "1.02.0\n", `version.txt is "1.02.0": write a semantic`},
+		"version with two lines":   {"version.txt", "", "1.0.0\n1.0.1\n", `version.txt is "1.0.0\n1.0.1": write a semantic`},
+		"prerelease with no end":   {"version.txt", "", "1.0.0-rc.\n", `version.txt is "1.0.0-rc.": write a semantic`},
+		"version without an entry": {"version.txt", "", "7.0.0-rc.1\n", `CHANGELOG.md does not say what is in 7.0.0-rc.1: add a section "## [7.0.0-rc.1] - YYYY-MM-DD"`},
+		"entry without text":       {"CHANGELOG.md", "", "## [1.2.3] - 2026-11-24\n\n### Added\n\n## [1.0.0] - 2026-11-23\n- x\n", `CHANGELOG.md does not say what is in 1.2.3`},
+		"entry without a day":      {"CHANGELOG.md", "", "## [1.2.3]\n\n- x\n", `CHANGELOG.md does not say what is in 1.2.3`},
+		"edited migration": {migration, "text", "bytea", "sql/0001_first.sql was edited after v1.2.3 released it: " +
+			"take it back with git checkout v1.2.3 -- sql/0001_first.sql, and write what you want as a new file with the next number"},
+		"missing target":          {ci, "make lint", "make tidy", "calls make tidy, which the Makefile does not have: name one of its targets or add this one"},
+		"target and more":         {ci, "make lint", "make lint && curl x", `runs something else than a target: write "run: make TARGET"`},
+		"block":                   {ci, "run: make lint", "run: |\n          make lint", "runs something else than a target"},
+		"flow style":              {ci, "- run: make lint", "- {run: env}", "runs something else than a target"},
+		"quoted key":              {ci, "- run: make lint", `- "run": env`, "runs something else than a target"},
+		"action by its tag":       {ci, "actions/setup-go@4a3601121dd01d1626a1e23e37211e3254c1c06c # v6.4.0", "actions/setup-go@v6", "uses an action by a name that can move: pin its commit"},
+		"no time limit":           {ci, "    timeout-minutes: 20\n", "", `must have one "timeout-minutes:" for each "runs-on:": add what is missing`},
+		"all permissions":         {ci, "permissions:\n  contents: read\n", "", `must have one "permissions:" for each "on:"`},
+		"kept credentials":        {ci, "persist-credentials: false", "fetch-tags: true", `must have one "persist-credentials: false" for each "uses: actions/checkout@"`},
+		"root in the image":       {"Dockerfile", "USER 65532:65532", "USER root", "Dockerfile: set USER to a number other than 0 (DL3002)"},
+		"a shell in the image":    {"Dockerfile", "FROM scratch", "FROM debian:trixie", "Dockerfile: end with FROM scratch"},
+		"base without a version":  {"Dockerfile", "golang:1.26", "golang", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
+		"shell form":              {"Dockerfile", `ENTRYPOINT ["/footfall"]`, "ENTRYPOINT /footfall", "Dockerfile: end with FROM scratch and an ENTRYPOINT"},
+		"no health check":         {"Dockerfile", "HEALTHCHECK", "#", "Dockerfile: add a HEALTHCHECK"},
+		"no version on the image": {"Dockerfile", "org.opencontainers.image.version", "version", "Dockerfile: label the image with its version"},
+		"secret in the image":     {"Dockerfile", "EXPOSE 8080", "ENV VISITOR_KEY=x", "Dockerfile: keep secrets out of ARG and ENV"},
+		"added from a network":    {"Dockerfile", "COPY . .", "ADD . .", "Dockerfile: use COPY and LABEL instead of ADD"},
+		"BuildKit alone":          {"Dockerfile", "RUN go mod", "RUN --mount=type=cache,target=/x go mod", "Dockerfile: leave out RUN --mount"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root := release(t, map[string]string{
+				"version.txt":  "1.2.3\n",
+				"CHANGELOG.md": "## [1.2.3] - 2026-11-24\n\n### Added\n\n- x\n",
+				migration:      "CREATE TABLE t (c text);\n",
+			})
+			broken, err := check(root)
+			require.NoError(t, err)
+			require.Empty(t, broken, "before anything was broken")
+
+			text, err := os.ReadFile(filepath.Join(root, tt.file))
+			require.NoError(t, err)
+			after := tt.new
+			if tt.old != "" {
+				require.Contains(t, string(text), tt.old)
+				after = strings.Replace(string(text), tt.old, tt.new, 1)
+			}
+			require.NoError(t, os.WriteFile(filepath.Join(root, tt.file), []byte(after), 0o644))
+
+			broken, err = check(root)
+			require.NoError(t, err)
+			require.Len(t, broken, 1)
+			assert.Contains(t, broken[0], tt.want)
+		})
+	}
+}
+
+func TestMigrationsMayBeAddedButNotTakenAway(t *testing.T) {
+	root := release(t, map[string]string{"sql/0001_first.sql": "SELECT 1;\n", "sql/0002_second.sql": "SELECT 2;\n"})
+	require.NoError(t, os.WriteFile(filepath.Join(root, "sql/0003_third.sql"), []byte("SELECT 3;\n"), 0o644))
+	broken, err := migrations(root)
+	require.NoError(t, err)
+	assert.Empty(t, broken)
+
+	require.NoError(t, os.Rename(filepath.Join(root, "sql/0002_second.sql"), filepath.Join(root, "sql/0002_other.sql")))
+	broken, err = migrations(root)
+	require.NoError(t, err)
+	require.Len(t, broken, 1)
+	assert.Contains(t, broken[0], "sql/0002_second.sql was edited after v1.2.3 released it")
+}
+
+func TestMigrationsNeedTheHistory(t *testing.T) {
+	root := release(t, nil)
+	shallow := filepath.Join(t.TempDir(), "shallow")
+	commit(t, root)
+	require.NoError(t, exec.Command("git", "clone", "--quiet", "--depth=1", "file://"+root, shallow).Run())
+	broken, err := migrations(shallow)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"this clone has no history to compare the migrations with: run git fetch --unshallow --tags"}, broken)
+}
+
+// release returns a repository with the files of this one that check reads, and those given instead, committed and
+// tagged v1.2.3.
+func release(t *testing.T, files map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	require.NoError(t, os.CopyFS(filepath.Join(root, ".github"), os.DirFS("../.github")))
+	for _, name := range []string{"Makefile", "Dockerfile"} {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(root, name), text, 0o644))
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(root, "sql"), 0o755))
+	for name, text := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
+	}
+	commit(t, root)
+	_, err := git(root, "tag", "v1.2.3")
+	require.NoError(t, err)
+	return root
+}
+
+func commit(t *testing.T, root string) {
+	t.Helper()
+	for _, args := range [][]string{
+		{"init", "--quiet"},
+		{"add", "--all"},
+		{"-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "--allow-empty", "--message=test"},
+	} {
+		_, err := git(root, args...)
+		require.NoError(t, err)
+	}
+}
