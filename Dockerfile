@@ -9,7 +9,7 @@ RUN go mod download
 COPY . .
 ARG TARGETARCH BUILD=0 COMMIT=unknown BUILT=
 RUN CGO_ENABLED=0 GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -o /footfall -ldflags \
-    "-s -w -X main.version=$(cat version.txt) -X main.build=$BUILD -X main.commit=$COMMIT -X main.built=$BUILT"
+    "-s -w -X main.version=$(cat version.txt) -X main.buildNumber=$BUILD -X main.commit=$COMMIT -X main.built=$BUILT"
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/

@@ -11,7 +11,7 @@ VERSION := $(shell cat version.txt)
 COMMIT  ?= $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
 BUILD   ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
-LDFLAGS := -s -w -X main.version=$(VERSION) -X main.build=$(BUILD) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.buildNumber=$(BUILD) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
 # Where the image is pushed to; its tag is always the version, never only "latest".
