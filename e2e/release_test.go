@@ -1,0 +1,60 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// release builds the repository's Dockerfile, unmodified, with a version, and returns the image's
+// name: footfall:VERSION. source is a changed copy of the repository (copyRepo), or "" for it itself.
+func release(t *testing.T, source, version string) string {
+	t.Helper()
+	setUp(t)
+	if source == "" {
+		source = repoDir()
+	}
+	name := "footfall:" + version
+	require.NoError(t, step("build "+name, func() error {
+		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--label", label+"="+pid, "--build-arg", "VERSION="+version, "-t", name, source)
+		return err
+	}))
+	return name
+}
+
+// copyRepo copies what the Dockerfile needs into a folder where a test may change it: another
+// migration, a release that never gets ready.
+func copyRepo(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	files, err := sh("git", "-C", repoDir(), "ls-files", "--cached", "--others", "--exclude-standard")
+	require.NoError(t, err)
+	for name := range strings.Lines(files) {
+		name = strings.TrimSpace(name)
+		if strings.HasPrefix(name, "e2e/") || strings.HasPrefix(name, "ansible/") {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(repoDir(), name))
+		require.NoError(t, err)
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
+	}
+	return dir
+}
+
+// archive saves an image where the controller sees it, and returns the path.
+func archive(t *testing.T, image string) string {
+	t.Helper()
+	setUp(t)
+	path := filepath.Join(shared(), strings.NewReplacer(":", "-", "/", "-").Replace(image)+".tar")
+	require.NoError(t, step("save "+image, func() error {
+		_, err := docker("save", "--output", path, image)
+		return err
+	}))
+	return path
+}
