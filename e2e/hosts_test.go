@@ -188,6 +188,7 @@ func (f *fleet) writeInventory(t *testing.T) {
 		fmt.Fprintf(&inventory, "%s ansible_host=%s private_ip=%s\n", h.name, h.ip, h.ip)
 		fmt.Fprintf(&known, "%s %s\n", h.ip, h.hostKey)
 	}
+	inventory.WriteString("\n[all:vars]\nprovision=false\n")
 	fmt.Fprintf(&inventory, "\n[footfall:vars]\nansible_user=admin\nansible_ssh_private_key_file=%s\n", operator)
 	fmt.Fprintf(&inventory, "ansible_ssh_common_args='-o StrictHostKeyChecking=yes -o UserKnownHostsFile=%s'\n", knownHosts)
 	require.NoError(t, os.WriteFile(f.inventory, []byte(inventory.String()), 0o600))

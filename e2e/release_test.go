@@ -12,20 +12,27 @@ import (
 )
 
 // release builds the repository's Dockerfile, unmodified, with a version, and returns the image's
-// name: footfall:VERSION. source is a changed copy of the repository (copyRepo), or "" for it itself.
+// name, which ends in :VERSION. source is a copy of the repository that the test changed (copyRepo), or
+// "" for the repository as it is.
 func release(t *testing.T, source, version string) string {
 	t.Helper()
 	setUp(t)
 	if source == "" {
-		source = repoDir()
+		source = copyRepo(t)
 	}
-	name := "footfall:" + version
+	// version.txt is the one source of the version.
+	require.NoError(t, os.WriteFile(filepath.Join(source, "version.txt"), []byte(version+"\n"), 0o644))
+	name := appImage() + ":" + version
 	require.NoError(t, step("build "+name, func() error {
-		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--label", label+"="+pid, "--build-arg", "VERSION="+version, "-t", name, source)
+		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--build-arg", "VERSION="+version, "-t", name, source)
 		return err
 	}))
+	atEnd(func() { docker("rmi", "-f", name) })
 	return name
 }
+
+// appImage is the name of this run's releases, without a tag: app_image.
+func appImage() string { return "footfall-e2e-" + pid }
 
 // copyRepo copies what the Dockerfile needs into a folder where a test may change it: another
 // migration, a release that never gets ready.
