@@ -96,7 +96,7 @@ type cluster struct {
 // server that a killed run left behind is stopped first. options are given to
 // the server as -c name=value.
 func startCluster(ctx context.Context, dir string, options ...string) (_ *cluster, err error) {
-	c := &cluster{dir: dir, exited: make(chan struct{})}
+	c := &cluster{dir: dir}
 	if c.bin, err = findPostgres(); err != nil {
 		return nil, err
 	}
@@ -133,31 +133,37 @@ func startCluster(ctx context.Context, dir string, options ...string) (_ *cluste
 	if err := c.takeOverServer(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.launch(ctx, options...); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// launch starts the server and waits until it answers.
+func (c *cluster) launch(ctx context.Context, options ...string) error {
 	args := []string{"-D", c.data(), "-k", c.sockets, "-c", "listen_addresses="}
 	for _, option := range options {
 		args = append(args, "-c", option)
 	}
-	log, err := os.Create(filepath.Join(dir, "log"))
+	log, err := os.Create(filepath.Join(c.dir, "log"))
 	if err != nil {
-		return nil, fmt.Errorf("open the server's log: %w", err)
+		return fmt.Errorf("open the server's log: %w", err)
 	}
 	defer log.Close() // the server has its own
-	c.server = c.command(context.WithoutCancel(ctx), "postgres", args...)
-	c.server.Stdout, c.server.Stderr = log, log
+	server := c.command(context.WithoutCancel(ctx), "postgres", args...)
+	server.Stdout, server.Stderr = log, log
 	// A terminal's ^C is for us: we stop the server when we are done with it.
-	c.server.SysProcAttr.Setpgid = true
-	if err := c.server.Start(); err != nil {
-		c.server = nil
-		return nil, fmt.Errorf("start PostgreSQL: %w", err)
+	server.SysProcAttr.Setpgid = true
+	if err := server.Start(); err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
+	exited := make(chan struct{})
+	c.server, c.exited = server, exited
 	go func() {
-		c.server.Wait() // how it ended is in its log
-		close(c.exited)
+		server.Wait() // how it ended is in its log
+		close(exited)
 	}()
-	if err := c.waitReady(ctx); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c.waitReady(ctx)
 }
 
 func (c *cluster) data() string { return filepath.Join(c.dir, "data") }

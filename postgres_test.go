@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// beFootfall in the environment makes the test binary the program itself, so
+// that tests can start it as a process, signal it and kill it.
+const beFootfall = "FOOTFALL_TEST_MAIN"
+
+// postgres is the server that all tests share; each has databases of its own.
+var postgres struct {
+	url   *url.URL // of the database admin is connected to
+	admin *sql.DB
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beFootfall) != "" {
+		main()
+		os.Exit(0)
+	}
+	status, err := withPostgres(m.Run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tests:", err)
+		os.Exit(1)
+	}
+	os.Exit(status)
+}
+
+// withPostgres runs the tests on the server of TEST_DATABASE_URL, whose role
+// must be allowed to create databases, or on a private one.
+func withPostgres(run func() int) (status int, err error) {
+	given := os.Getenv("TEST_DATABASE_URL")
+	if given == "" {
+		dir, err := clusterDir()
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(dir)
+		c, err := startCluster(context.Background(), dir, fastOptions...)
+		if err != nil {
+			return 0, err
+		}
+		defer c.stop()
+		given = c.url("postgres")
+	}
+	if postgres.url, err = url.Parse(given); err != nil {
+		return 0, fmt.Errorf("TEST_DATABASE_URL: %w", err)
+	}
+	if postgres.admin, err = sql.Open("pgx", given); err != nil {
+		return 0, fmt.Errorf("TEST_DATABASE_URL: %w", err)
+	}
+	defer postgres.admin.Close()
+	return run(), nil
+}
+
+// fastOptions spare a server whose data nobody will miss the waits for the
+// disk, and let all tests connect at once.
+var fastOptions = []string{"fsync=off", "full_page_writes=off", "max_connections=400", "autovacuum=off"}
+
+// clusterDir makes a folder that another account can enter, as the server's
+// must where the tests run as root.
+func clusterDir() (string, error) {
+	dir, err := os.MkdirTemp("", "footfall-test")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755)
+}
+
+// newDatabase makes an empty database for one test and returns its DATABASE_URL.
+func newDatabase(t testing.TB) string {
+	t.Helper()
+	name := "test_" + strings.ToLower(rand.Text())
+	_, err := postgres.admin.ExecContext(t.Context(), "CREATE DATABASE "+name)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		// The test's own context is already canceled here.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+		defer cancel()
+		_, err := postgres.admin.ExecContext(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
+		assert.NoError(t, err)
+	})
+	u := *postgres.url
+	u.Path = "/" + name
+	return u.String()
+}
+
+// connConfig reads a DATABASE_URL as the program does.
+func connConfig(t testing.TB, databaseURL string) *pgx.ConnConfig {
+	t.Helper()
+	cfg, err := loadConfig(environment("DATABASE_URL", databaseURL))
+	require.NoError(t, err)
+	return cfg.Database
+}
+
+// environment is a getenv with these variables alone.
+func environment(pairs ...string) func(string) string {
+	return func(key string) string {
+		for i := 0; i < len(pairs); i += 2 {
+			if pairs[i] == key {
+				return pairs[i+1]
+			}
+		}
+		return ""
+	}
+}
+
+// openTestStore opens a database for one test.
+func openTestStore(t testing.TB, databaseURL string) *store {
+	t.Helper()
+	s := openStore(connConfig(t, databaseURL))
+	t.Cleanup(func() { assert.NoError(t, s.close()) })
+	return s
+}
+
+// newStore opens a migrated database of the test's own.
+func newStore(t testing.TB) *store {
+	t.Helper()
+	s := openTestStore(t, newDatabase(t))
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	return s
+}
+
+// testCluster is a server that one test has to itself, to stop it and to start
+// it again.
+type testCluster struct {
+	*cluster
+	options []string
+}
+
+func newCluster(t testing.TB, options ...string) *testCluster {
+	t.Helper()
+	dir, err := clusterDir()
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	options = append(fastOptions[:len(fastOptions):len(fastOptions)], options...)
+	c, err := startCluster(t.Context(), dir, options...)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, c.stop()) })
+	require.NoError(t, c.createDatabase(t.Context(), "footfall"))
+	return &testCluster{c, options}
+}
+
+// end sends the server a signal that ends it, and waits for that: SIGINT shuts
+// it down, SIGQUIT lets it fall without a checkpoint.
+func (c *testCluster) end(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	require.NoError(t, c.server.Process.Signal(signal))
+	<-c.exited
+}
+
+// begin starts the ended server again, on the same socket.
+func (c *testCluster) begin(t testing.TB) {
+	t.Helper()
+	require.NoError(t, c.launch(t.Context(), c.options...))
+}
+
+// eventually awaits a condition, looking every 5 ms.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	require.Eventually(t, condition, 30*time.Second, 5*time.Millisecond, what)
+}
+
+// logLines gathers what a program prints, for tests that read it.
+type logLines struct {
+	t    testing.TB
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logLines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t.Output().Write(b)
+	return l.text.Write(b)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// newLog returns a logger and what it has written.
+func newLog(t testing.TB) (*slog.Logger, *logLines) {
+	lines := &logLines{t: t}
+	return slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: slog.LevelDebug})), lines
+}
+
+// testFile writes a file for one test and returns its path.
+func testFile(t testing.TB, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+	return path
+}
