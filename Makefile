@@ -45,7 +45,9 @@ run: need-postgres build ## start footfall and a private PostgreSQL on http://lo
 
 .PHONY: build
 build: ## build ./footfall for this machine
-	@$(GO_BUILD) -o footfall .
+	@$(GO_BUILD) -o $(BIN) .
+
+BIN ?= footfall
 
 .PHONY: image
 image: ## build the container image footfall:VERSION
