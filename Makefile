@@ -177,7 +177,7 @@ publish: ## tag this commit and publish the release with its notes
 
 .PHONY: deploy
 deploy: ## DEPLOY_VERSION=1.4.1 SITE_URL=https://…: deploy it; if that fails, the version before it again
-	@delivery/deploy.sh "$${DEPLOY_VERSION:-}"
+	@delivery/deploy.sh
 
 .PHONY: restore-drill
 restore-drill: ## restore the last dump into a scratch database beside the live one

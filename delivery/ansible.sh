@@ -12,9 +12,9 @@ if [ -n "${DEPLOY_SSH_KEY:-}" ]; then
 	unset DEPLOY_SSH_KEY
 fi
 mkdir -p -m 700 ~/.ssh
-if [ -n "${DEPLOY_KNOWN_HOSTS:-}" ]; then
-	echo "$DEPLOY_KNOWN_HOSTS" >>~/.ssh/known_hosts
-fi
+while read -r host; do
+	[ -z "$host" ] || grep -qsxF "$host" ~/.ssh/known_hosts || echo "$host" >>~/.ssh/known_hosts
+done <<<"${DEPLOY_KNOWN_HOSTS:-}"
 
 new_enough() {
 	command -v ansible "$1" >/dev/null &&
