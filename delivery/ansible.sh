@@ -11,7 +11,7 @@ if [ -n "${DEPLOY_SSH_KEY:-}" ]; then
 	ssh-add -q - <<<"$DEPLOY_SSH_KEY"
 	unset DEPLOY_SSH_KEY
 fi
-mkdir -p -m 700 ~/.ssh
+[ -d ~/.ssh ] || mkdir -m 700 ~/.ssh
 while read -r host; do
 	[ -z "$host" ] || grep -qsxF "$host" ~/.ssh/known_hosts || echo "$host" >>~/.ssh/known_hosts
 done <<<"${DEPLOY_KNOWN_HOSTS:-}"
