@@ -7,10 +7,10 @@ SHELL := bash
 export GOFLAGS += -buildvcs=false
 
 VERSION := $(shell cat version.txt)
-# All three follow from the commit, so that two builds of one commit are equal to the byte.
-COMMIT  ?= $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
-BUILD   ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
-BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+# These three follow from the commit, not from the clock or the machine: two builds of one commit are equal to the byte.
+COMMIT  := $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
+BUILD   := $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
+BUILT   := $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.buildNumber=$(BUILD) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
@@ -79,8 +79,9 @@ static: ## gofmt, go vet and staticcheck
 	$(STATICCHECK) -tags e2e,soak ./...
 
 .PHONY: lint
-lint: need-shellcheck need-yamllint static ## static, and everything that is not Go: workflows, scripts, YAML, playbooks, Dockerfile, versions
-	go run ./delivery
+lint: need-shellcheck need-yamllint ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
+	@go run ./delivery
+	@$(MAKE) --no-print-directory static
 	$(ACTIONLINT)
 	git ls-files -z | xargs -0 awk 'FNR == 1 { if (/^#!.*sh$$/ && FILENAME !~ /\.j2$$/) print FILENAME; nextfile }' | xargs shellcheck
 	yamllint --strict .
