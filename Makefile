@@ -27,6 +27,7 @@ STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 ACTIONLINT  := go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 COMPOSE_GO  := go run github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+ACT         := go run github.com/nektos/act@v0.2.89
 CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 COSIGN      := go run github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3
 
@@ -96,6 +97,11 @@ vuln: ## look for known vulnerabilities in what the program calls
 	@status=0; out=$$($(GOVULNCHECK) ./... 2>&1) || status=$$?; echo "$$out"; \
 	if [ $$status != 0 ] && [ -z "$${CI:-}" ] && [[ $$out == *"fetching vulnerabilities"* ]]; then \
 		echo "vuln: NOT CHECKED, the vulnerability database cannot be reached" >&2; exit 0; fi; exit $$status
+
+.PHONY: rehearsal
+rehearsal: ## run the lint job of check.yml on this machine, step by step as GitHub would
+	$(ACT) push --workflows .github/workflows/check.yml --job lint --platform ubuntu-24.04=-self-hosted --env CI= \
+		--local-repository "$$(sed -n 's/.*uses: \(actions\/setup-go@[0-9a-f]*\).*/\1/p;T;q' .github/workflows/check.yml)=$$PWD/delivery/setup-go"
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; about 25 minutes, as root
