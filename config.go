@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,17 +94,17 @@ func (e *env) secret(key string) string {
 	return value
 }
 
-var (
-	// SQLAlchemy writes the driver into the scheme: postgresql+psycopg2://.
-	databaseScheme = regexp.MustCompile(`^(postgres|postgresql)(\+[a-z0-9]+)?://`)
-	// What a driver's message may quote of a URL or of a key=value string.
-	quotedSecret = regexp.MustCompile(`(?i)(://[^:/@\s]*:)[^@\s]*@|(password=)\S+`)
-)
+// SQLAlchemy writes the driver into the scheme: postgresql+psycopg2://.
+var databaseScheme = regexp.MustCompile(`^(postgres|postgresql)(\+[a-z0-9]+)?://`)
 
-// connectTimeout bounds the try of one host where DATABASE_URL names several
-// and no connect_timeout: a dead host must leave time for the next one within
-// the wait of a visit.
-const connectTimeout = 500 * time.Millisecond
+// Without a connect_timeout in DATABASE_URL: where it names several hosts, a
+// dead one must leave time for the next within the wait of a visit; a single
+// one that swallows packets must not let a start hang for the two minutes that
+// the kernel tries (tcp(7), tcp_syn_retries).
+const (
+	connectTimeoutEach   = 500 * time.Millisecond
+	connectTimeoutSingle = 5 * time.Second
+)
 
 func (e *env) database() *pgx.ConnConfig {
 	failed := len(e.errs)
@@ -120,22 +121,32 @@ func (e *env) database() *pgx.ConnConfig {
 		e.wrong("DATABASE_URL has the wrong scheme, want postgres://user:password@host:5432/database")
 		return nil
 	}
-	cfg, err := pgx.ParseConfig("postgres://" + strings.TrimPrefix(value, scheme))
+	value = "postgres://" + strings.TrimPrefix(value, scheme)
+	cfg, err := pgx.ParseConfig(value)
 	if err != nil {
-		cause := err
-		if inner := errors.Unwrap(err); inner != nil {
-			cause = inner // without the URL, which the outer one repeats
-		}
-		if u, ok := errors.AsType[*url.Error](err); ok {
-			cause = u.Err
-		}
-		e.wrong("DATABASE_URL is not understood: %s", quotedSecret.ReplaceAllString(cause.Error(), "$1$2…"))
+		e.wrong("DATABASE_URL is not understood: %s", urlFault(value, err))
 		return nil
 	}
-	if len(cfg.Fallbacks) > 0 && cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = connectTimeout
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = connectTimeoutSingle
+		if len(cfg.Fallbacks) > 0 {
+			cfg.ConnectTimeout = connectTimeoutEach
+		}
 	}
 	return cfg
+}
+
+// urlFault tells what is wrong with a DATABASE_URL. What a parser says about a
+// malformed one may quote a part of the password, so only the faults of a
+// well-formed one are passed on: those of its parameters.
+func urlFault(value string, err error) string {
+	if u, parseErr := url.Parse(value); parseErr == nil {
+		_, queryErr := url.ParseQuery(u.RawQuery)
+		if cause := errors.Unwrap(err); cause != nil && queryErr == nil {
+			return cause.Error() // without the URL, which err itself repeats
+		}
+	}
+	return "want postgres://user:password@host:5432/database, with signs such as @ : / ? # % in the password percent-encoded"
 }
 
 func (e *env) link(key string) string {
@@ -156,11 +167,13 @@ func (e *env) link(key string) string {
 }
 
 func (e *env) listenAddr() string {
-	fallback := ":8080"
-	if port := e.str("PORT", ""); port != "" {
-		fallback = ":" + port
+	if port := e.str("PORT", ""); port != "" && e.str("LISTEN_ADDR", "") == "" {
+		if !isPort(port) {
+			e.wrong("PORT is %q, want a number up to 65535", port)
+		}
+		return ":" + port
 	}
-	v := e.str("LISTEN_ADDR", fallback)
+	v := e.str("LISTEN_ADDR", ":8080")
 	if path, ok := strings.CutPrefix(v, "unix:"); ok {
 		// sun_path of sockaddr_un holds 108 bytes with the closing zero (unix(7)).
 		if !filepath.IsAbs(path) || len(path) > 107 {
@@ -168,14 +181,15 @@ func (e *env) listenAddr() string {
 		}
 		return v
 	}
-	_, port, err := net.SplitHostPort(v)
-	if err == nil {
-		_, err = net.LookupPort("tcp", port)
-	}
-	if err != nil {
+	if _, port, err := net.SplitHostPort(v); err != nil || !isPort(port) {
 		e.wrong("LISTEN_ADDR is %q, want host:port, :port or unix:/path", v)
 	}
 	return v
+}
+
+func isPort(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 16)
+	return err == nil
 }
 
 func (e *env) prefixes(key, fallback string) []netip.Prefix {
@@ -185,6 +199,9 @@ func (e *env) prefixes(key, fallback string) []netip.Prefix {
 		prefix, err := netip.ParsePrefix(part)
 		if addr, addrErr := netip.ParseAddr(part); addrErr == nil && addr.Zone() == "" {
 			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err == nil && prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96) // clients are compared unmapped
 		}
 		if err != nil {
 			e.wrong("%s has %q, want networks such as 10.0.0.0/8, 2001:db8::/32, with commas between", key, part)
