@@ -234,11 +234,11 @@ func (sh *shared) get(s *server, t *tally) *everyone {
 	return sh.page
 }
 
-//go:embed assets
+//go:embed assets/page.html assets/style.css assets/favicon.svg assets/badge.svg
 var assetFiles embed.FS
 
 var templates = template.Must(template.New("").
-	Funcs(template.FuncMap{"group": group, "asset": assetPath}).
+	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
 	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
 
 // everyone is what all visitors of one batch see alike: the page above and
@@ -260,6 +260,13 @@ type you struct {
 func (y you) Number() string { return group(y.number) }
 func (y you) Once() bool     { return y.number == 1 }
 func (y you) Never() bool    { return y.number == 0 }
+
+// Trail is the width of the visitor's trail: a stride for each visit, as many
+// as a wide window shows. 0: there is none.
+func (y you) Trail() int64 {
+	const stride, most = 40, 40
+	return stride * min(y.number, most)
+}
 
 // renderEveryone renders the page for t; nil: the numbers are not to be had.
 func (s *server) renderEveryone(t *tally) *everyone {
@@ -341,43 +348,62 @@ func group(n int64) string {
 	return s
 }
 
-// chart is the geometry of the days' bars in units of its view box.
-type chart struct {
-	Days        []day // oldest first
-	Bars        []bar
-	Max         day // the first day with the most visits
-	FirstDay    day
-	LastDay     day
-	TotalVisits string
+// plural returns the noun for the number that group wrote.
+func plural(number, noun string) string {
+	if number == "1" {
+		return noun
+	}
+	return noun + "s"
 }
 
-type bar struct {
-	X, Y, Height int
-	Today        bool
+// chart is the days' visits as bars. Their shapes are stretched to the width
+// of the window, so all that is text stands outside of them.
+type chart struct {
+	Days            []day // oldest first
+	Max             day   // the first day with the most visits
+	FirstDay        day
+	LastDay         day // today
+	TotalVisits     string
+	Width, Height   int    // of the view box that the paths are drawn in
+	Path, TodayPath string // the days before today; today. A day without visits has no shape
+	MaxX            int    // where the label of Max points to, in percent of the width
+	MaxAnchor       string // the text-anchor that keeps this label inside
+	MaxToday        bool
 }
 
 const (
-	barStep     = 20  // from one bar's left edge to the next one's
-	chartHeight = 120 // of the highest bar
+	barStep     = 10 // from one bar's left edge to the next one's
+	barWidth    = 8
+	chartHeight = 100 // of the highest bar
 )
 
 func newChart(days []day) *chart {
-	c := &chart{Days: days, Max: days[0], FirstDay: days[0], LastDay: days[len(days)-1]}
+	last := len(days) - 1
+	c := &chart{Days: days, FirstDay: days[0], LastDay: days[last], Width: last*barStep + barWidth, Height: chartHeight}
 	var sum int64
-	for _, d := range days {
-		sum += d.visits
-		if d.visits > c.Max.visits {
-			c.Max = d
-		}
-	}
-	c.TotalVisits = group(sum)
+	highest := 0
 	for i, d := range days {
-		height := 0
-		if d.visits > 0 { // a day with one visit among busy ones is still to be seen
-			height = max(2, int(float64(d.visits)/float64(c.Max.visits)*chartHeight))
+		sum += d.visits
+		if d.visits > days[highest].visits {
+			highest = i
 		}
-		c.Bars = append(c.Bars, bar{X: i * barStep, Y: chartHeight - height, Height: height, Today: i == len(days)-1})
 	}
+	c.Max, c.MaxToday, c.TotalVisits = days[highest], highest == last, group(sum)
+	c.MaxX, c.MaxAnchor = 100*highest*barStep/c.Width, "start"
+	if highest > last/2 {
+		c.MaxX, c.MaxAnchor = 100*(highest*barStep+barWidth)/c.Width, "end"
+	}
+	var path []byte
+	for i, d := range days {
+		if i == last {
+			c.Path, path = string(path), nil
+		}
+		if d.visits > 0 { // a day with one visit among busy ones is still to be seen
+			height := max(1, int(float64(d.visits)/float64(c.Max.visits)*chartHeight))
+			path = fmt.Appendf(path, "M%d %dv-%dh%dv%dz", i*barStep, chartHeight, height, barWidth, height)
+		}
+	}
+	c.TodayPath = string(path)
 	return c
 }
 
