@@ -29,6 +29,7 @@ type server struct {
 	recorder *recorder
 	hasher   hasher
 	metrics  *metrics
+	past     pastRows
 	log      *slog.Logger
 	schema   int         // version of the schema that this program needs
 	draining atomic.Bool // shutdown has begun
@@ -178,18 +179,19 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		id = s.hasher.visitor(addr)
 		s.metrics.client(from, scope(addr))
 	}
+	var number int64
 	var everyone *everyone
 	var err error
 	if y.Result == counted {
 		var v visit
 		if v, err = s.recorder.record(id); err == nil {
 			s.metrics.saw(&v.receipt.tally)
-			y.number = v.number()
+			number = v.number()
 			everyone = v.shared.get(s, &v.receipt.tally)
 		}
 	} else {
 		var t *tally
-		if t, y.number, err = s.look(r.Context(), id); err == nil {
+		if t, number, err = s.look(r.Context(), id); err == nil {
 			everyone = s.renderEveryone(t)
 		}
 	}
@@ -204,7 +206,7 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		everyone = s.renderEveryone(nil)
 	}
 	s.metrics.visit(y.Result)
-	return everyone.write(w, status, y)
+	return everyone.write(w, status, y, number)
 }
 
 // look reads what the page shows to somebody who is not counted.
@@ -297,7 +299,7 @@ func (s *server) stats(w http.ResponseWriter, r *http.Request) error {
 	}
 	days := []jsonDay{}
 	for _, d := range t.days {
-		days = append(days, jsonDay{d.Date(), d.visits, d.visitors, d.newVisitors})
+		days = append(days, jsonDay{d.date.Format(time.DateOnly), d.visits, d.visitors, d.newVisitors})
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	return writeJSON(w, struct {
@@ -316,7 +318,7 @@ func (s *server) badge(w http.ResponseWriter, r *http.Request) error {
 		return errNoDatabase
 	}
 	const label, digit, pad = 52, 7, 10 // widths in pixels at 11px type
-	number := t.Visitors()
+	number := group(t.visitors)
 	width := len(number)*digit + 2*pad
 	var buf bytes.Buffer
 	if err := templates.ExecuteTemplate(&buf, "badge.svg", map[string]any{

@@ -7,10 +7,24 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
-	"time"
 )
+
+//go:embed assets/page.html assets/style.css assets/favicon.svg assets/badge.svg
+var assetFiles embed.FS
+
+var templates = template.Must(template.New("").
+	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
+	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
+
+// everyone is what all visitors of one batch see alike: the page above and
+// below the part that is about one of them.
+type everyone struct {
+	above, below []byte
+	err          error
+}
 
 // shared is the page of a batch, rendered by the first who needs it.
 type shared struct {
@@ -23,50 +37,23 @@ func (sh *shared) get(s *server, t *tally) *everyone {
 	return sh.page
 }
 
-//go:embed assets/page.html assets/style.css assets/favicon.svg assets/badge.svg
-var assetFiles embed.FS
-
-var templates = template.Must(template.New("").
-	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
-	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
-
-// everyone is what all visitors of one batch see alike: the page above and
-// below the part that is about one of them. Rendering it takes longer than
-// everything else about a request.
-type everyone struct {
-	above, below []byte
-	err          error
-}
-
-// you is what the page says to one visitor.
-type you struct {
-	Result     result
-	Source     source
-	NoDatabase bool
-	number     int64
-}
-
-func (y you) Number() string { return group(y.number) }
-func (y you) Once() bool     { return y.number == 1 }
-func (y you) Never() bool    { return y.number == 0 }
-
-// Trail is the width of the visitor's trail: a stride for each visit, as many
-// as a wide window shows. 0: there is none.
-func (y you) Trail() int64 {
-	const stride, most = 40, 40
-	return stride * min(y.number, most)
-}
-
 // renderEveryone renders the page for t; nil: the numbers are not to be had.
 func (s *server) renderEveryone(t *tally) *everyone {
 	data := struct {
-		*tally
 		Build             build
 		UserName, UserURL string
-		Chart             *chart
-	}{tally: t, Build: s.build, UserName: s.cfg.UserName, UserURL: s.cfg.UserURL}
+		Numbers           *numbers
+	}{Build: s.build, UserName: s.cfg.UserName, UserURL: s.cfg.UserURL}
 	if t != nil {
-		data.Chart = newChart(t.days)
+		past, err := s.past.render(t.days[:historyDays-1])
+		if err != nil {
+			return &everyone{err: err}
+		}
+		data.Numbers = &numbers{
+			Visits: group(t.visits), Visitors: group(t.visitors),
+			Since: t.since.UTC().Format("2 January 2006"), Database: t.database,
+			Today: newRow(t.today()), Past: past, Chart: newChart(t.days),
+		}
 	}
 	var above, below bytes.Buffer
 	err := errors.Join(
@@ -75,18 +62,105 @@ func (s *server) renderEveryone(t *tally) *everyone {
 	return &everyone{above.Bytes(), below.Bytes(), err}
 }
 
+// numbers are what the page shows of a tally, ready to be read.
+type numbers struct {
+	Visits, Visitors string
+	Since, Database  string
+	Today            row
+	Past             template.HTML // the table's rows for the days before today
+	Chart            chart
+}
+
+// row is one day, ready to be read.
+type row struct{ Day, Visits, Visitors, New string }
+
+func newRow(d day) row {
+	return row{d.date.Format("2 Jan"), group(d.visits), group(d.visitors), group(d.newVisitors)}
+}
+
+// pastRows keeps the rendered rows of the days before today, which hardly ever
+// change: they are four fifths of what there is to render.
+type pastRows struct {
+	mu   sync.Mutex
+	days []day
+	html template.HTML
+}
+
+func (p *pastRows) render(days []day) (template.HTML, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.Equal(p.days, days) {
+		return p.html, nil
+	}
+	var buf bytes.Buffer
+	for _, d := range days {
+		if err := templates.ExecuteTemplate(&buf, "row", newRow(d)); err != nil {
+			return "", err
+		}
+	}
+	p.days, p.html = days, template.HTML(buf.String()) // the template has escaped it
+	return p.html, nil
+}
+
+// you is what the page says to one visitor, but for the number.
+type you struct {
+	Result     result
+	Source     source
+	NoDatabase bool
+	Digits     int // the length of the number with its commas
+	Once       bool
+	Never      bool
+	Trail      int // width of the visitor's trail; 0: there is none
+}
+
+// A trail has a stride for each visit, as many as a wide window shows.
+const stride, longestTrail = 40, 40
+
+// youParts keeps the part about a visitor, rendered, in two: before and after
+// the number. There are only as many as there are different yous: hundreds.
+var youParts sync.Map // of [2][]byte by you
+
+// numberMark stands for the number while youParts are made: a character of
+// Unicode's private use area, which occurs nowhere else on the page.
+const numberMark = "\uE000"
+
+// renderYou returns what stands before and after the visitor's number; without
+// a number all stands before.
+func renderYou(y you) (before, after []byte, err error) {
+	if parts, ok := youParts.Load(y); ok {
+		parts := parts.([2][]byte)
+		return parts[0], parts[1], nil
+	}
+	var buf bytes.Buffer
+	if err := templates.ExecuteTemplate(&buf, "you", struct {
+		you
+		Number string
+	}{y, numberMark}); err != nil {
+		return nil, nil, err
+	}
+	before, after, _ = bytes.Cut(buf.Bytes(), []byte(numberMark))
+	youParts.Store(y, [2][]byte{before, after})
+	return before, after, nil
+}
+
 // write answers with the page, completed for one visitor.
-func (p *everyone) write(w http.ResponseWriter, status int, y you) error {
-	if p.err != nil {
-		return fmt.Errorf("render page: %w", p.err)
+func (p *everyone) write(w http.ResponseWriter, status int, y you, visits int64) error {
+	number := group(visits)
+	y.Digits, y.Once, y.Never = len(number), visits == 1, visits == 0
+	y.Trail = stride * int(min(visits, longestTrail))
+	before, after, err := renderYou(y)
+	if err := errors.Join(p.err, err); err != nil {
+		return fmt.Errorf("render page: %w", err)
 	}
 	buf := buffers.Get().(*bytes.Buffer)
 	defer buffers.Put(buf)
 	buf.Reset()
 	buf.Write(p.above)
-	if err := templates.ExecuteTemplate(buf, "you", y); err != nil {
-		return fmt.Errorf("render page: %w", err)
+	buf.Write(before)
+	if len(after) > 0 {
+		buf.WriteString(number) // digits and commas: nothing to escape
 	}
+	buf.Write(after)
 	buf.Write(p.below)
 	w.Header().Set("Cache-Control", "no-store")
 	write(w, status, "text/html; charset=utf-8", buf.Bytes())
@@ -94,20 +168,6 @@ func (p *everyone) write(w http.ResponseWriter, status int, y you) error {
 }
 
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
-// Methods of tally for the page.
-
-func (t *tally) Visits() string   { return group(t.visits) }
-func (t *tally) Visitors() string { return group(t.visitors) }
-func (t *tally) Today() day       { return t.today() }
-func (t *tally) Since() string    { return t.since.UTC().Format("2 January 2006") }
-func (t *tally) Database() string { return t.database }
-
-func (d day) Visits() string      { return group(d.visits) }
-func (d day) Visitors() string    { return group(d.visitors) }
-func (d day) NewVisitors() string { return group(d.newVisitors) }
-func (d day) Date() string        { return d.date.Format(time.DateOnly) }
-func (d day) Short() string       { return d.date.Format("2 Jan") }
 
 // group writes n with a comma between thousands.
 func group(n int64) string {
@@ -129,11 +189,9 @@ func plural(number, noun string) string {
 // chart is the days' visits as bars. Their shapes are stretched to the width
 // of the window, so all that is text stands outside of them.
 type chart struct {
-	Days            []day // oldest first
-	Max             day   // the first day with the most visits
-	FirstDay        day
-	LastDay         day // today
-	TotalVisits     string
+	FirstDay        row
+	Max             row    // the first day with the most visits
+	TotalVisits     string // of all its days
 	Width, Height   int    // of the view box that the paths are drawn in
 	Path, TodayPath string // the days before today; today. A day without visits has no shape
 	MaxX            int    // where the label of Max points to, in percent of the width
@@ -147,18 +205,19 @@ const (
 	chartHeight = 100 // of the highest bar
 )
 
-func newChart(days []day) *chart {
-	last := len(days) - 1
-	c := &chart{Days: days, FirstDay: days[0], LastDay: days[last], Width: last*barStep + barWidth, Height: chartHeight}
+func newChart(days []day) chart {
+	last, highest := len(days)-1, 0
 	var sum int64
-	highest := 0
 	for i, d := range days {
 		sum += d.visits
 		if d.visits > days[highest].visits {
 			highest = i
 		}
 	}
-	c.Max, c.MaxToday, c.TotalVisits = days[highest], highest == last, group(sum)
+	c := chart{
+		FirstDay: newRow(days[0]), Max: newRow(days[highest]), MaxToday: highest == last, TotalVisits: group(sum),
+		Width: last*barStep + barWidth, Height: chartHeight,
+	}
 	c.MaxX, c.MaxAnchor = 100*highest*barStep/c.Width, "start"
 	if highest > last/2 {
 		c.MaxX, c.MaxAnchor = 100*(highest*barStep+barWidth)/c.Width, "end"
@@ -169,7 +228,7 @@ func newChart(days []day) *chart {
 			c.Path, path = string(path), nil
 		}
 		if d.visits > 0 { // a day with one visit among busy ones is still to be seen
-			height := max(1, int(float64(d.visits)/float64(c.Max.visits)*chartHeight))
+			height := max(1, int(float64(d.visits)/float64(days[highest].visits)*chartHeight))
 			path = fmt.Appendf(path, "M%d %dv-%dh%dv%dz", i*barStep, chartHeight, height, barWidth, height)
 		}
 	}
