@@ -84,7 +84,7 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 // record hands a visit over and waits for its commit. It does not end early
 // when the client has gone: the visit is counted all the same. An error other
 // than errBusy and errStopping means that nobody knows whether the visit was
-// counted; it is then not counted later.
+// counted; it is not sent again.
 func (r *recorder) record(id visitorID) (visit, error) {
 	r.mu.Lock()
 	v, err := r.join(id)
@@ -162,7 +162,8 @@ func (r *recorder) close(ctx context.Context) error {
 func (r *recorder) run() {
 	defer close(r.stopped)
 	for range r.wake {
-		for b := r.take(); b != nil; b = r.take() {
+		b, last := r.take()
+		for ; b != nil; b, last = r.take() {
 			start := time.Now()
 			b.receipt, b.err = r.commit(b)
 			r.metrics.batch(time.Since(start), b.err == nil)
@@ -171,25 +172,23 @@ func (r *recorder) run() {
 			r.mu.Unlock()
 			close(b.done)
 		}
-		r.mu.Lock()
-		closed := r.closed
-		r.mu.Unlock()
-		if closed {
+		if last {
 			return
 		}
 	}
 }
 
-// take removes the oldest batch from the queue; nil: it is empty.
-func (r *recorder) take() *batch {
+// take removes the oldest batch from the queue; nil: it is empty. last tells,
+// under the same lock, that none can follow.
+func (r *recorder) take() (b *batch, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.queue) == 0 {
-		return nil
+		return nil, r.closed
 	}
-	b := r.queue[0]
+	b = r.queue[0]
 	r.queue = r.queue[1:]
-	return b
+	return b, false
 }
 
 // commit sends a batch until it is known to be committed or its time is over.
