@@ -76,7 +76,7 @@ type receipt struct {
 var (
 	// errWriterGone: the writer's row is not there; the batch was not applied.
 	errWriterGone = errors.New("this process's row in writers is gone")
-	// errNewerBatch: the writer's row is at another batch than the one before.
+	// errOutOfStep: the writer's row is at another batch than the one before.
 	errOutOfStep = errors.New("this process's row in writers is at another batch")
 )
 
@@ -91,23 +91,34 @@ func (s *store) applyBatch(ctx context.Context, writer, number int64, date time.
 	for _, n := range visits {
 		sum += n
 	}
-	conn, err := s.batches.Conn(ctx)
+	var r receipt
+	err := s.onBatches(ctx, func(conn *sql.Conn) (err error) {
+		r, err = scanReceipt(date, conn.QueryRowContext(ctx, applyBatchSQL,
+			writer, number, date.Format(time.DateOnly), ids, visits, sum))
+		if errors.Is(err, sql.ErrNoRows) {
+			r, err = replayBatch(ctx, conn, writer, number, date)
+		}
+		return err
+	})
 	if err != nil {
-		return receipt{}, fmt.Errorf("commit batch: %w", err)
-	}
-	defer conn.Close()
-	r, err := scanReceipt(date, conn.QueryRowContext(ctx, applyBatchSQL,
-		writer, number, date.Format(time.DateOnly), ids, visits, sum))
-	if errors.Is(err, sql.ErrNoRows) {
-		r, err = replayBatch(ctx, conn, writer, number, date)
-	}
-	if err != nil {
-		// In what state the connection is, is unknown; a server that has become
-		// read-only would refuse for ever on it.
-		conn.Raw(func(any) error { return driver.ErrBadConn })
 		return receipt{}, fmt.Errorf("commit batch: %w", err)
 	}
 	return r, nil
+}
+
+// onBatches runs do on the recorder's connection, which is given up after an
+// error: in what state it is, is unknown, and a server that has become
+// read-only would refuse for ever on it.
+func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
+	conn, err := s.batches.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err = do(conn); err != nil {
+		conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
+	return err
 }
 
 // A batch is one statement: one round trip, one transaction. Each part reads
@@ -250,17 +261,19 @@ func serverName(version string) string {
 
 // newWriter makes a row in writers for this process and returns its id. Rows
 // of processes that died more than a day ago go.
-func (s *store) newWriter(ctx context.Context) (int64, error) {
-	if _, err := s.batches.ExecContext(ctx, `
-		DELETE FROM writers
-		WHERE committed_at < now() - interval '1 day'`); err != nil {
-		return 0, fmt.Errorf("remove old writers: %w", err)
-	}
-	var id int64
-	if err := s.batches.QueryRowContext(ctx, `INSERT INTO writers DEFAULT VALUES RETURNING id`).Scan(&id); err != nil {
-		return 0, fmt.Errorf("add a writer: %w", err)
-	}
-	return id, nil
+func (s *store) newWriter(ctx context.Context) (id int64, err error) {
+	err = s.onBatches(ctx, func(conn *sql.Conn) error {
+		if _, err := conn.ExecContext(ctx, `
+			DELETE FROM writers
+			WHERE committed_at < now() - interval '1 day'`); err != nil {
+			return fmt.Errorf("remove old writers: %w", err)
+		}
+		if err := conn.QueryRowContext(ctx, `INSERT INTO writers DEFAULT VALUES RETURNING id`).Scan(&id); err != nil {
+			return fmt.Errorf("add a writer: %w", err)
+		}
+		return nil
+	})
+	return id, err
 }
 
 // removeWriter takes a process's row away when it ends.
