@@ -198,12 +198,15 @@ const surroundingsSQL = `
 	)`
 
 // replayBatch returns the receipt of a batch that applyBatchSQL found already
-// applied.
+// applied. It writes, so that its own commit waits for what the batch's may
+// not have waited for to the end: a backend that is terminated while it waits
+// for a synchronous standby leaves a commit that only this server has.
 func replayBatch(ctx context.Context, conn *sql.Conn, writer, number int64, date time.Time) (receipt, error) {
 	r, err := scanReceipt(date, conn.QueryRowContext(ctx, `
-		SELECT receipt, `+surroundingsSQL+`
-		FROM writers
-		WHERE id = $1::bigint AND batch = $2::bigint`,
+		UPDATE writers
+		SET committed_at = now()
+		WHERE id = $1::bigint AND batch = $2::bigint
+		RETURNING receipt, `+surroundingsSQL,
 		writer, number, date.Format(time.DateOnly)))
 	if !errors.Is(err, sql.ErrNoRows) {
 		return r, err
