@@ -39,7 +39,7 @@ INSERT INTO totals DEFAULT VALUES;
 -- writer's row from batch n-1 to n in its own transaction, so a batch that is
 -- sent twice applies once.
 CREATE TABLE writers (
-    id           bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id           bigint      PRIMARY KEY,            -- random: a restored database has forgotten some, and must not give one out twice
     batch        bigint      NOT NULL DEFAULT 0,     -- number of the last batch applied
     receipt      bigint[]    NOT NULL DEFAULT '{}',  -- its answer, for the case that the connection broke before it arrived
     committed_at timestamptz NOT NULL DEFAULT now()
