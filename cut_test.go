@@ -1,0 +1,173 @@
+package main
+
+import (
+	"io"
+	"net"
+	"net/url"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+)
+
+// cutter stands between a program and its database and cuts connections. It
+// knows nothing of what passes: after a quiet moment, the bytes that come from
+// the program are a batch, and those that come back are its answer.
+type cutter struct {
+	ln       net.Listener
+	network  string // of the database
+	database string
+
+	mu    sync.Mutex
+	armed cut
+	cuts  int
+	conns map[net.Conn]bool
+}
+
+type cut int
+
+const (
+	noCut      cut = iota
+	cutRequest     // the request is not passed on
+	cutAfter       // the request is passed on, its answer not awaited
+	cutAnswer      // the answer has come, and is not passed on
+	leaveAlone     // as cutAfter, but the database does not learn that nobody listens
+)
+
+// newCutter listens in front of the database of databaseURL and returns the
+// DATABASE_URL that leads through it.
+func newCutter(t testing.TB, databaseURL string) (*cutter, string) {
+	t.Helper()
+	cfg := connConfig(t, databaseURL)
+	c := &cutter{conns: map[net.Conn]bool{}}
+	c.network, c.database = pgconn.NetworkAddress(cfg.Host, cfg.Port)
+	var err error
+	c.ln, err = net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go c.accept()
+	t.Cleanup(func() {
+		c.ln.Close()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for conn := range c.conns {
+			conn.Close()
+		}
+	})
+	addr := c.ln.Addr().(*net.TCPAddr)
+	through := url.URL{
+		Scheme: "postgres", User: url.UserPassword(cfg.User, cfg.Password),
+		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(addr.Port)),
+		Path: "/" + cfg.Database, RawQuery: "sslmode=disable",
+	}
+	return c, through.String()
+}
+
+// arm has the next request cut.
+func (c *cutter) arm(how cut) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = how
+}
+
+// done tells whether the armed cut was made.
+func (c *cutter) done() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.armed == noCut
+}
+
+// fire returns the armed cut and disarms it.
+func (c *cutter) fire() cut {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	how := c.armed
+	c.armed = noCut
+	if how != noCut {
+		c.cuts++
+	}
+	return how
+}
+
+func (c *cutter) accept() {
+	for {
+		client, err := c.ln.Accept()
+		if err != nil {
+			return // the test is over
+		}
+		server, err := net.Dial(c.network, c.database)
+		if err != nil {
+			client.Close() // the database is away: so it seems to the program
+			continue
+		}
+		c.mu.Lock()
+		c.conns[client], c.conns[server] = true, true
+		c.mu.Unlock()
+		go c.pass(client, server)
+	}
+}
+
+// pass relays a connection until either side ends or it is cut.
+func (c *cutter) pass(client, server net.Conn) {
+	defer client.Close()
+	withhold := make(chan struct{}) // closed: the answer is not to be passed on
+	answered := make(chan struct{}) // closed: no more answers
+	go func() {
+		defer close(answered)
+		defer client.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := server.Read(buf)
+			select {
+			case <-withhold:
+				return
+			default:
+			}
+			if n > 0 {
+				if _, werr := client.Write(buf[:n]); werr != nil {
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := client.Read(buf)
+		how := noCut
+		if n > 0 {
+			if how = c.fire(); how == cutRequest {
+				break
+			}
+			if how == cutAnswer || how == leaveAlone {
+				close(withhold)
+			}
+			if _, werr := server.Write(buf[:n]); werr != nil {
+				break
+			}
+		}
+		if how == leaveAlone {
+			client.Close()
+			go func() { // the database's side stays open until it is done
+				<-answered
+				io.Copy(io.Discard, server)
+				server.Close()
+			}()
+			return
+		}
+		if how == cutAnswer {
+			<-answered
+		}
+		if how != noCut || err != nil {
+			break
+		}
+	}
+	server.Close()
+	c.mu.Lock()
+	delete(c.conns, client)
+	delete(c.conns, server)
+	c.mu.Unlock()
+}

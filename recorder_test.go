@@ -1,0 +1,741 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// newTestRecorder returns a recorder that is closed after the test.
+func newTestRecorder(t testing.TB, s *store) *recorder {
+	t.Helper()
+	log, _ := newLog(t)
+	r := newRecorder(s, log, newMetrics())
+	t.Cleanup(func() { closeRecorder(t, r) })
+	return r
+}
+
+func closeRecorder(t testing.TB, r *recorder) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+	defer cancel()
+	assert.NoError(t, r.close(ctx))
+}
+
+// someone is the visitor number i.
+func someone(i int) (id visitorID) {
+	binary.BigEndian.PutUint64(id[8:], uint64(i))
+	return id
+}
+
+// hand gives visits to the recorder in one batch, as far as one day allows,
+// and does not wait for it. Unlike a real visit they have a minute's time, so
+// that a slow machine gives none of them up.
+func hand(t testing.TB, r *recorder, ids ...visitorID) []visit {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var visits []visit
+	for _, id := range ids {
+		v, err := r.join(id)
+		require.NoError(t, err)
+		v.deadline = time.Now().Add(time.Minute)
+		visits = append(visits, v)
+	}
+	r.signal()
+	return visits
+}
+
+// numbersOf awaits visits and returns the number of each.
+func numbersOf(t testing.TB, visits []visit) []int64 {
+	t.Helper()
+	var ns []int64
+	for _, v := range visits {
+		<-v.done
+		require.NoError(t, v.err)
+		ns = append(ns, v.number())
+	}
+	return ns
+}
+
+// underWay awaits that the recorder has sent all that it was handed.
+func underWay(t testing.TB, r *recorder) {
+	t.Helper()
+	eventually(t, "the batch is under way", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.queue) == 0
+	})
+}
+
+// holdTotals locks the row that every batch needs, and returns how to let go.
+func holdTotals(t testing.TB, s *store) (release func()) {
+	t.Helper()
+	tx, err := s.reads.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `SELECT FROM totals FOR UPDATE`)
+	require.NoError(t, err)
+	return func() { require.NoError(t, tx.Commit()) }
+}
+
+// blocked counts the database's backends that wait for a lock.
+func blocked(t testing.TB, s *store) (n int) {
+	t.Helper()
+	scan(t, s, &n, `
+		SELECT count(*)
+		FROM pg_stat_activity
+		WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+	return n
+}
+
+// scan reads one value.
+func scan(t testing.TB, s *store, value any, query string, args ...any) {
+	t.Helper()
+	require.NoError(t, s.reads.QueryRowContext(t.Context(), query, args...).Scan(value))
+}
+
+func visitsOf(t testing.TB, s *store, id visitorID) (n int64) {
+	t.Helper()
+	scan(t, s, &n, `SELECT COALESCE((SELECT visits FROM visitors WHERE id = $1), 0)`, id[:])
+	return n
+}
+
+// requireVerified requires that a recount finds what the totals say, and that
+// they say visits.
+func requireVerified(t testing.TB, s *store, visits int64) {
+	t.Helper()
+	checks, err := s.verify(t.Context())
+	require.NoError(t, err)
+	for _, c := range checks {
+		require.Equal(t, c.kept, c.sum, c.what)
+	}
+	require.Equal(t, visits, checks[0].kept, "all visits")
+}
+
+// Every one of 20,000 visits gets a number of its own.
+func TestManyClientsOneVisitor(t *testing.T) {
+	const clients, visits = 64, 20_000
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	var left atomic.Int64
+	left.Store(visits)
+	var given [visits + 1]atomic.Int32
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				v, err := r.record(someone(1))
+				if !assert.NoError(t, err) {
+					return
+				}
+				if n := v.number(); assert.LessOrEqual(t, n, int64(visits)) {
+					given[n].Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for n := 1; n <= visits; n++ {
+		require.EqualValues(t, 1, given[n].Load(), "how often number %d was given", n)
+	}
+	require.EqualValues(t, visits, visitsOf(t, s, someone(1)))
+	requireVerified(t, s, visits)
+}
+
+// While a batch is under way the next gathers, and each of a visitor's visits
+// in it has its own number.
+func TestVisitsGatherWhileABatchIsUnderWay(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	release := holdTotals(t, s)
+	first := hand(t, r, someone(2))
+	underWay(t, r)
+	a, b := someone(1), someone(2)
+	second := append(hand(t, r, a, b, a), hand(t, r, a, b)...)
+	release()
+	assert.Equal(t, []int64{1}, numbersOf(t, first))
+	assert.Equal(t, []int64{1, 2, 2, 3, 3}, numbersOf(t, second))
+	assert.EqualValues(t, 6, second[0].receipt.visits)
+	assert.EqualValues(t, 2, second[0].receipt.visitors)
+	var batches int
+	scan(t, s, &batches, `SELECT batch FROM writers`)
+	assert.Equal(t, 2, batches)
+	requireVerified(t, s, 6)
+}
+
+// A visit belongs to the day on which it came, whenever its batch is sent.
+func TestMidnight(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	var clock atomic.Pointer[time.Time]
+	at := func(now time.Time) { clock.Store(&now) }
+	at(midnight)
+	r.now = func() time.Time { return *clock.Load() }
+
+	release := holdTotals(t, s)
+	warm := hand(t, r, someone(9))
+	underWay(t, r)
+	at(midnight.Add(-time.Nanosecond))
+	before := hand(t, r, someone(1), someone(2))
+	at(midnight)
+	after := hand(t, r, someone(2), someone(3))
+	require.NotSame(t, before[0].batch, after[0].batch)
+	release()
+	numbersOf(t, warm)
+	assert.Equal(t, []int64{1, 1}, numbersOf(t, before))
+	assert.Equal(t, []int64{2, 1}, numbersOf(t, after))
+	today := after[0].receipt.today()
+	assert.Equal(t, day{midnight, 3, 3, 2}, today)
+	assert.Equal(t, day{midnight.AddDate(0, 0, -1), 2, 2, 2}, after[0].receipt.days[historyDays-2])
+	requireVerified(t, s, 5)
+}
+
+// Another instance's batch of the old day may come after midnight's.
+func TestLateBatch(t *testing.T) {
+	type batch struct {
+		day  int // from the first day
+		want [3]int64
+	}
+	// want: visits, visitors and new visitors of the batch's day after it.
+	tests := map[string]struct {
+		batches  []batch
+		imported bool
+	}{
+		"again on the same day":            {batches: []batch{{0, [3]int64{1, 1, 1}}, {0, [3]int64{2, 1, 1}}}},
+		"next day":                         {batches: []batch{{0, [3]int64{1, 1, 1}}, {1, [3]int64{1, 1, 0}}}},
+		"late, seen on both days":          {batches: []batch{{0, [3]int64{1, 1, 1}}, {1, [3]int64{1, 1, 0}}, {0, [3]int64{2, 1, 1}}}},
+		"late, first visit after midnight": {batches: []batch{{1, [3]int64{1, 1, 1}}, {0, [3]int64{1, 1, 0}}}},
+		"late twice":                       {batches: []batch{{1, [3]int64{1, 1, 1}}, {0, [3]int64{1, 1, 0}}, {0, [3]int64{2, 1, 0}}}},
+		"late, then on":                    {batches: []batch{{1, [3]int64{1, 1, 1}}, {0, [3]int64{1, 1, 0}}, {1, [3]int64{2, 1, 1}}, {2, [3]int64{1, 1, 0}}}},
+		"late after a gap":                 {batches: []batch{{0, [3]int64{1, 1, 1}}, {2, [3]int64{1, 1, 0}}, {1, [3]int64{1, 1, 0}}, {1, [3]int64{2, 1, 0}}}},
+		"imported":                         {batches: []batch{{0, [3]int64{1, 1, 0}}, {0, [3]int64{2, 1, 0}}, {1, [3]int64{1, 1, 0}}}, imported: true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			id := someone(1)
+			visits := int64(len(tt.batches))
+			if tt.imported {
+				_, err := s.reads.ExecContext(t.Context(), `INSERT INTO visitors (id, visits) VALUES ($1, 5)`, id[:])
+				require.NoError(t, err)
+				_, err = s.reads.ExecContext(t.Context(), `
+					UPDATE totals
+					SET visits = 5, visitors = 1, imported_visits = 5, imported_visitors = 1`)
+				require.NoError(t, err)
+				visits += 5
+			}
+			writer, err := s.newWriter(t.Context())
+			require.NoError(t, err)
+			first := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+			for i, b := range tt.batches {
+				got, err := s.applyBatch(t.Context(), writer, int64(i+1), first.AddDate(0, 0, b.day), [][]byte{id[:]}, []int64{1})
+				require.NoError(t, err)
+				today := got.today()
+				assert.Equal(t, b.want, [3]int64{today.visits, today.visitors, today.newVisitors}, "batch %d", i+1)
+				assert.EqualValues(t, 1, got.visitors)
+			}
+			requireVerified(t, s, visits)
+		})
+	}
+}
+
+// Past the bound a visit is turned away at once, and nobody before it.
+func TestTooManyWait(t *testing.T) {
+	s := newStore(t)
+	log, _ := newLog(t)
+	m := newMetrics()
+	r := newTestRecorder(t, s)
+	web := httptest.NewServer((&server{
+		cfg: config{UserName: "n/a"}, store: s, recorder: r, metrics: m, log: log,
+		hasher: hasher{key: make([]byte, minVisitorKey)}, now: time.Now,
+	}).routes())
+	defer web.Close()
+
+	release := holdTotals(t, s)
+	waiting := hand(t, r, someone(0))
+	underWay(t, r)
+	ids := make([]visitorID, maxWaiting-1)
+	for i := range ids {
+		ids[i] = someone(i)
+	}
+	waiting = append(waiting, hand(t, r, ids...)...)
+	_, err := r.record(someone(1))
+	require.ErrorIs(t, err, errBusy)
+	response, err := http.Get(web.URL)
+	require.NoError(t, err)
+	body, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	response.Body.Close()
+	assert.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
+	assert.NotEmpty(t, response.Header.Get("Retry-After"))
+	assert.Contains(t, string(body), "may not have been counted")
+	m.mu.Lock()
+	assert.EqualValues(t, 1, m.visits[unavailable])
+	m.mu.Unlock()
+
+	release()
+	numbersOf(t, waiting)
+	for _, v := range waiting {
+		require.LessOrEqual(t, v.size, maxBatch)
+	}
+	_, err = r.record(someone(1))
+	require.NoError(t, err)
+	requireVerified(t, s, maxWaiting+1)
+}
+
+// A visitor waits for visitTimeout and no longer; those who come later do not
+// pay for it.
+func TestWaitIsBounded(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	release := holdTotals(t, s)
+	start := time.Now()
+	_, err := r.record(someone(1))
+	took := time.Since(start)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.GreaterOrEqual(t, took, visitTimeout)
+	assert.Less(t, took, 5*time.Second)
+	release()
+	eventually(t, "the given-up batch is gone", func() bool { return blocked(t, s) == 0 })
+	v := hand(t, r, someone(1))
+	n := numbersOf(t, v)[0]
+	assert.Contains(t, []int64{1, 2}, n, "the unconfirmed visit may have been counted")
+	requireVerified(t, s, n)
+}
+
+// A lock that somebody else holds costs visits only for as long as it is held.
+func TestSomebodyElsesLock(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	var confirmed, unconfirmed atomic.Int64
+	var wg sync.WaitGroup
+	held, stop := make(chan struct{}), make(chan struct{})
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := r.record(someone(1)); err == nil {
+					confirmed.Add(1)
+				} else if unconfirmed.Add(1) == 16 {
+					close(held) // two rounds of the clients have waited in vain
+				}
+			}
+		})
+	}
+	eventually(t, "counting", func() bool { return confirmed.Load() > 100 })
+	release := holdTotals(t, s)
+	<-held
+	release()
+	before := confirmed.Load()
+	eventually(t, "counting again", func() bool { return confirmed.Load() > before+100 })
+	close(stop)
+	wg.Wait()
+	eventually(t, "no batch is left behind", func() bool { return blocked(t, s) == 0 })
+	n := visitsOf(t, s, someone(1))
+	assert.GreaterOrEqual(t, n, confirmed.Load())
+	assert.LessOrEqual(t, n, confirmed.Load()+unconfirmed.Load())
+	requireVerified(t, s, n)
+}
+
+// A batch whose answer is lost is sent again, counts once, and its visitors
+// get the numbers that they would have got.
+func TestLostAnswer(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	cutter, through := newCutter(t, databaseURL)
+	r := newTestRecorder(t, openTestStore(t, through))
+	var total int64
+	for range 20 {
+		for _, how := range []cut{cutAnswer, cutAfter, cutRequest} {
+			cutter.arm(how)
+			got := numbersOf(t, hand(t, r, someone(1), someone(2), someone(1)))
+			assert.Equal(t, []int64{total*2 + 1, total + 1, total*2 + 2}, got)
+			total++
+			require.True(t, cutter.done())
+		}
+	}
+	assert.EqualValues(t, 60, cutter.cuts)
+	requireVerified(t, s, 3*total)
+}
+
+// The first try is still waiting in the database when the second comes.
+func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	cutter, through := newCutter(t, databaseURL)
+	r := newTestRecorder(t, openTestStore(t, through))
+	numbersOf(t, hand(t, r, someone(1)))
+
+	release := holdTotals(t, s)
+	cutter.arm(leaveAlone)
+	visits := hand(t, r, someone(1), someone(2))
+	eventually(t, "both tries wait", func() bool { return blocked(t, s) == 2 })
+	release()
+	assert.Equal(t, []int64{2, 1}, numbersOf(t, visits))
+	eventually(t, "the first try has ended", func() bool { return blocked(t, s) == 0 })
+	requireVerified(t, s, 3)
+	assert.Equal(t, []int64{3}, numbersOf(t, hand(t, r, someone(1))))
+}
+
+// What became of a batch that was given up is unknown, so its number is not
+// used again: it could be taken for the next one's.
+func TestNumberOfAGivenUpBatch(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	cutter, through := newCutter(t, databaseURL)
+	r := newTestRecorder(t, openTestStore(t, through))
+	numbersOf(t, hand(t, r, someone(1)))
+
+	release := holdTotals(t, s)
+	cutter.arm(leaveAlone)
+	r.mu.Lock()
+	given, err := r.join(someone(1))
+	r.mu.Unlock()
+	require.NoError(t, err)
+	r.signal()
+	eventually(t, "the first try waits", func() bool { return blocked(t, s) >= 1 })
+	<-given.done
+	require.Error(t, given.err)
+	release()
+	eventually(t, "the given-up batch was counted after all", func() bool { return visitsOf(t, s, someone(1)) == 2 })
+	assert.Equal(t, []int64{1}, numbersOf(t, hand(t, r, someone(2))))
+	requireVerified(t, s, 3)
+}
+
+// Two days idle, and another process has cleaned up.
+func TestWritersRowIsGone(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	numbersOf(t, hand(t, r, someone(1)))
+	_, err := s.reads.ExecContext(t.Context(), `DELETE FROM writers`)
+	require.NoError(t, err)
+	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, someone(1))))
+	requireVerified(t, s, 2)
+}
+
+// An older state of the database was put in place under a running process.
+func TestWriterIsOutOfStep(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	numbersOf(t, hand(t, r, someone(1)))
+	_, err := s.reads.ExecContext(t.Context(), `UPDATE writers SET batch = batch + 5`)
+	require.NoError(t, err)
+	v := hand(t, r, someone(1))[0]
+	<-v.done
+	require.ErrorIs(t, v.err, errOutOfStep)
+	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, someone(1))))
+	requireVerified(t, s, 2)
+}
+
+func TestOldWritersGo(t *testing.T) {
+	s := newStore(t)
+	_, err := s.reads.ExecContext(t.Context(), `
+		INSERT INTO writers (id, committed_at)
+		VALUES (1, now() - interval '25 hours'), (2, now() - interval '23 hours')`)
+	require.NoError(t, err)
+	r := newTestRecorder(t, s)
+	numbersOf(t, hand(t, r, someone(1)))
+	var ids string
+	scan(t, s, &ids, `SELECT string_agg(id::text, ' ') FROM writers WHERE id IN (1, 2)`)
+	assert.Equal(t, "2", ids)
+	closeRecorder(t, r)
+	scan(t, s, &ids, `SELECT string_agg(id::text, ' ') FROM writers`)
+	assert.Equal(t, "2", ids, "a process that ends takes its row along")
+}
+
+// An old primary that was read-only when the connection was made would refuse
+// on it for ever.
+func TestReadOnlyServerIsLeft(t *testing.T) {
+	s := newStore(t)
+	readOnly := func(value string) {
+		_, err := s.reads.ExecContext(t.Context(), `
+			DO $$ BEGIN
+				EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = `+value+`', current_database());
+			END $$`)
+		require.NoError(t, err)
+	}
+	s.reads.SetMaxIdleConns(1) // of before: it may write
+	readOnly("on")
+	r := newTestRecorder(t, s)
+	v := hand(t, r, someone(1))
+	eventually(t, "the server refuses", func() bool {
+		r.metrics.mu.Lock()
+		defer r.metrics.mu.Unlock()
+		return r.metrics.batches["retried"] > 0
+	})
+	_, err := s.reads.ExecContext(t.Context(), `SET default_transaction_read_only = off`)
+	require.NoError(t, err)
+	readOnly("off")
+	eventually(t, "counting again", func() bool {
+		select {
+		case <-v[0].done:
+			return true
+		default:
+			return false
+		}
+	})
+	assert.Equal(t, []int64{1}, numbersOf(t, v))
+}
+
+// close commits what was accepted and turns away what comes after.
+func TestCloseFlushes(t *testing.T) {
+	s := newStore(t)
+	log, _ := newLog(t)
+	r := newRecorder(s, log, newMetrics())
+	release := holdTotals(t, s)
+	visits := hand(t, r, someone(1))
+	underWay(t, r)
+	visits = append(visits, hand(t, r, someone(1), someone(2))...)
+	closed := make(chan error, 1)
+	go func() { closed <- r.close(context.WithoutCancel(t.Context())) }()
+	eventually(t, "it is closing", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.closed
+	})
+	_, err := r.record(someone(1))
+	require.ErrorIs(t, err, errStopping)
+	release()
+	assert.Equal(t, []int64{1, 2, 1}, numbersOf(t, visits))
+	require.NoError(t, <-closed)
+	requireVerified(t, s, 3)
+}
+
+// close does not wait longer than it may.
+func TestCloseIsBounded(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	release := holdTotals(t, s)
+	v := hand(t, r, someone(1))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	require.ErrorIs(t, r.close(ctx), enough)
+	release()
+	assert.Equal(t, []int64{1}, numbersOf(t, v), "the batch is finished all the same")
+}
+
+// Instances whose batches hold the same visitors wait for each other in one
+// direction only.
+func TestInstancesDoNotDeadlock(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	// Found at once, not after a second of waiting.
+	_, err = s.reads.ExecContext(t.Context(), `
+		DO $$ BEGIN
+			EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = ''1ms''', current_database());
+		END $$`)
+	require.NoError(t, err)
+	const instances, rounds, perBatch, visitors = 3, 150, 60, 80
+	var wg sync.WaitGroup
+	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	for i := range instances {
+		r := newTestRecorder(t, openTestStore(t, databaseURL))
+		random := rand.New(rand.NewPCG(uint64(i), 0))
+		r.now = func() time.Time { return midnight.Add(time.Duration(i-1) * time.Hour) }
+		wg.Go(func() {
+			for range rounds {
+				ids := make([]visitorID, perBatch)
+				for j := range ids {
+					ids[j] = someone(random.IntN(visitors))
+				}
+				for _, v := range hand(t, r, ids...) {
+					<-v.done
+					assert.NoError(t, v.err)
+				}
+			}
+			r.metrics.mu.Lock()
+			defer r.metrics.mu.Unlock()
+			assert.Zero(t, r.metrics.batches["retried"], "a batch that is chosen to end a deadlock is sent again")
+		})
+	}
+	wg.Wait()
+	requireVerified(t, s, instances*rounds*perBatch)
+	var deadlocks int
+	scan(t, s, &deadlocks, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`)
+	assert.Zero(t, deadlocks)
+}
+
+func TestRetryable(t *testing.T) {
+	pg := func(code string) error { return fmt.Errorf("commit batch: %w", &pgconn.PgError{Code: code}) }
+	tests := map[string]struct {
+		err  error
+		want bool
+	}{
+		"connection refused":         {&net.OpError{Op: "dial", Err: errors.New("refused")}, true},
+		"connection broke":           {fmt.Errorf("commit batch: %w", io.ErrUnexpectedEOF), true},
+		"no connection":              {sql.ErrConnDone, true},
+		"time is over":               {fmt.Errorf("commit batch: %w", context.DeadlineExceeded), false},
+		"canceled":                   {context.Canceled, false},
+		"out of step":                {fmt.Errorf("commit batch: %w", errOutOfStep), false},
+		"connection_failure":         {pg("08006"), true},
+		"pgbouncer gave up":          {pg("08P01"), true},
+		"read_only_sql_transaction":  {pg("25006"), true},
+		"invalid_statement_name":     {pg("26000"), true},
+		"serialization_failure":      {pg("40001"), true},
+		"deadlock_detected":          {pg("40P01"), true},
+		"disk_full":                  {pg("53100"), true},
+		"too_many_connections":       {pg("53300"), true},
+		"lock_not_available":         {pg("55P03"), true},
+		"query_canceled":             {pg("57014"), true},
+		"admin_shutdown":             {pg("57P01"), true},
+		"crash_shutdown":             {pg("57P02"), true},
+		"cannot_connect_now":         {pg("57P03"), true},
+		"io_error":                   {pg("58030"), true},
+		"wrong password":             {pg("28P01"), false},
+		"no such database":           {pg("3D000"), false},
+		"check_violation":            {pg("23514"), false},
+		"undefined_table":            {pg("42P01"), false},
+		"insufficient_privilege":     {pg("42501"), false},
+		"numeric_value_out_of_range": {pg("22003"), false},
+		"internal_error":             {pg("XX000"), false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			assert.Equal(t, tt.want, retryable(tt.err))
+		})
+	}
+}
+
+// Random visits in random batches over random days, with random faults: each
+// number that is given out, and in the end every row, is what a map says.
+func TestAgainstModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	cutter, through := newCutter(t, databaseURL)
+	log, _ := newLog(t)
+
+	type key struct {
+		id  visitorID
+		day time.Time
+	}
+	var (
+		visits = map[visitorID]int64{}
+		seen   = map[key]bool{}
+		days   = map[time.Time]*day{}
+		newest = time.Date(2026, 2, 27, 0, 0, 0, 0, time.UTC)
+		now    = newest
+	)
+	start := func() *recorder {
+		r := newRecorder(openTestStore(t, through), log, newMetrics())
+		r.now = func() time.Time { return now }
+		return r
+	}
+	r := start()
+	type expected struct {
+		visit
+		number, visits, visitors int64
+	}
+	var pending []expected
+	var total int64
+	for range 400 {
+		switch random.IntN(12) {
+		case 0: // time goes on
+			newest = newest.AddDate(0, 0, 1+random.IntN(2))
+			now = newest
+		case 1: // the clock of another instance
+			now = newest.AddDate(0, 0, -random.IntN(2))
+		case 2, 3, 4:
+			cutter.arm([]cut{cutRequest, cutAfter, cutAnswer}[random.IntN(3)])
+		case 5:
+			_, err := postgres.admin.ExecContext(t.Context(), `
+				SELECT pg_terminate_backend(pid)
+				FROM pg_stat_activity
+				WHERE datname = $1 AND query LIKE '%writer AS%'`, connConfig(t, databaseURL).Database)
+			require.NoError(t, err)
+		case 6: // a new process
+			closeRecorder(t, r)
+			r = start()
+		}
+		ids := make([]visitorID, 1+random.IntN(20))
+		for i := range ids {
+			ids[i] = someone(random.IntN(60))
+		}
+		handed := hand(t, r, ids...)
+		for i, v := range handed {
+			id := ids[i]
+			date := utcDay(now)
+			d := days[date]
+			if d == nil {
+				d = &day{date: date}
+				days[date] = d
+			}
+			if visits[id] == 0 {
+				d.newVisitors++
+			}
+			if !seen[key{id, date}] {
+				seen[key{id, date}] = true
+				d.visitors++
+			}
+			visits[id]++
+			d.visits++
+			total++
+			pending = append(pending, expected{v, visits[id], total, int64(len(visits))})
+		}
+		if random.IntN(3) == 0 { // else the next visits join a batch that waits
+			for _, e := range pending {
+				<-e.done
+				require.NoError(t, e.err)
+				require.Equal(t, e.number, e.visit.number())
+			}
+			last := pending[len(pending)-1]
+			require.Equal(t, [2]int64{last.visits, last.visitors}, [2]int64{last.receipt.visits, last.receipt.visitors})
+			pending = nil
+		}
+	}
+	closeRecorder(t, r)
+	for _, e := range pending {
+		require.Equal(t, e.number, e.visit.number())
+	}
+	require.NotZero(t, cutter.cuts)
+
+	requireVerified(t, s, total)
+	for id, want := range visits {
+		require.Equal(t, want, visitsOf(t, s, id))
+	}
+	rows, err := s.reads.QueryContext(t.Context(), `SELECT day, visits, visitors, new_visitors FROM days`)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var d day
+		require.NoError(t, rows.Scan(&d.date, &d.visits, &d.visitors, &d.newVisitors))
+		d.date = d.date.UTC()
+		require.Contains(t, days, d.date)
+		require.Equal(t, *days[d.date], d)
+		delete(days, d.date)
+	}
+	require.NoError(t, rows.Err())
+	require.Empty(t, days)
+}
