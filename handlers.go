@@ -15,6 +15,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -120,8 +121,8 @@ func (s *server) secured(next http.Handler) http.Handler {
 func (s *server) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		seen := observer{ResponseWriter: w, status: http.StatusOK}
-		next.ServeHTTP(&seen, r)
+		seen := observer{ResponseWriter: w}
+		s.recovered(next, &seen, r)
 		took := time.Since(start)
 		_, route, known := strings.Cut(strings.TrimSuffix(r.Pattern, "{$}"), " ")
 		if !known {
@@ -141,6 +142,24 @@ func (s *server) observed(next http.Handler) http.Handler {
 	})
 }
 
+// recovered serves a request whose handler may panic: that is logged here, as
+// net/http's own message would hold the client's address, and answered 500.
+func (s *server) recovered(next http.Handler, seen *observer, r *http.Request) {
+	defer func() {
+		cause := recover()
+		if cause == nil {
+			return
+		}
+		s.log.ErrorContext(r.Context(), "handler panicked", "route", r.Pattern, "err", fmt.Sprint(cause), "stack", string(debug.Stack()))
+		if seen.status != 0 {
+			panic(http.ErrAbortHandler) // half an answer is out: the client must see that it is broken
+		}
+		seen.Header().Set("Cache-Control", "no-store")
+		http.Error(seen, "internal error", http.StatusInternalServerError)
+	}()
+	next.ServeHTTP(seen, r)
+}
+
 // knownMethod keeps what a client makes up out of the log.
 func knownMethod(method string) string {
 	switch method {
@@ -153,7 +172,7 @@ func knownMethod(method string) string {
 // observer remembers what an answer was.
 type observer struct {
 	http.ResponseWriter
-	status, bytes int
+	status, bytes int // status is 0 until the answer begins
 }
 
 func (o *observer) WriteHeader(status int) {
