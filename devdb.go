@@ -19,12 +19,8 @@ import (
 )
 
 // dev serves with a PostgreSQL of its own, so that a developer needs to set up
-// nothing. Its data stay in the user's cache folder between runs.
-func dev(ctx context.Context, getenv func(string) string, out io.Writer) (err error) {
-	dir, err := devDir()
-	if err != nil {
-		return err
-	}
+// nothing. Its data stay in dir between runs.
+func dev(ctx context.Context, dir string, getenv func(string) string, out io.Writer) (err error) {
 	withDatabase := func(databaseURL string) func(string) string {
 		return func(key string) string {
 			switch key {
@@ -61,11 +57,17 @@ func dev(ctx context.Context, getenv func(string) string, out io.Writer) (err er
 	if err = cluster.createDatabase(ctx, "footfall"); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "data in %s\npsql '%s'\n", dir, cluster.url("footfall"))
-	if _, port, ok := strings.Cut(cfg.ListenAddr, ":"); ok && !strings.HasPrefix(cfg.ListenAddr, "unix:") {
-		fmt.Fprintf(out, "open http://localhost:%s\n", port)
-	}
+	fmt.Fprintf(out, "data in %s\npsql '%s'\n%s\n", dir, cluster.url("footfall"), howToOpen(cfg.ListenAddr))
 	return serve(ctx, cfg, out)
+}
+
+// howToOpen tells a developer where the page is.
+func howToOpen(listenAddr string) string {
+	network, addr := dialAddr(listenAddr)
+	if network == "unix" {
+		return fmt.Sprintf("curl --unix-socket %s http://footfall/", addr)
+	}
+	return fmt.Sprintf("open http://%s", addr)
 }
 
 // devDir is where the development cluster lives. Root's own cache folder cannot

@@ -15,10 +15,13 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 func main() {
@@ -90,7 +93,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 		_, err := fmt.Fprintln(out, thisBuild())
 		return err
 	case "dev":
-		return dev(ctx, getenv, out)
+		dir, err := devDir()
+		if err != nil {
+			return err
+		}
+		return dev(ctx, dir, getenv, out)
 	case "serve", "migrate", "verify", "healthcheck":
 	default:
 		return &usageError{fmt.Errorf("unknown command %q; see footfall help", command)}
@@ -104,13 +111,55 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	}
 	switch {
 	case command == "serve":
-		return serve(ctx, cfg, out)
+		err = serve(ctx, cfg, out)
 	case status:
-		return migrationStatus(ctx, cfg, out)
+		err = migrationStatus(ctx, cfg, out)
 	case command == "migrate":
-		return migrateCommand(ctx, cfg, out)
+		err = migrateCommand(ctx, cfg, out)
 	default:
-		return verifyCommand(ctx, cfg, out)
+		err = verifyCommand(ctx, cfg, out)
+	}
+	if trouble, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return connectFault(trouble)
+	}
+	return err
+}
+
+// connectFault words a failed connection in one sentence; the driver's own
+// gives each address that it tried a line, several for one host.
+func connectFault(err *pgconn.ConnectError) error {
+	hosts := []string{err.Config.Host}
+	for _, other := range err.Config.Fallbacks {
+		if !slices.Contains(hosts, other.Host) {
+			hosts = append(hosts, other.Host)
+		}
+	}
+	var causes []string
+	addCauses(err, &causes)
+	return fmt.Errorf("DATABASE_URL: connect to database %q on %s as user %q: %s",
+		err.Config.Database, strings.Join(hosts, ", "), err.Config.User, strings.Join(causes, "; "))
+}
+
+// addCauses gathers the different texts at the ends of a tree of errors.
+func addCauses(err error, causes *[]string) {
+	text := err.Error()
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			addCauses(one, causes)
+		}
+		return
+	case *pgconn.PgError: // the server's own words: no such database, wrong password
+		text = e.Message
+	case *net.OpError, *net.DNSError: // their causes say too little
+	case interface{ Unwrap() error }:
+		if cause := e.Unwrap(); cause != nil {
+			addCauses(cause, causes)
+			return
+		}
+	}
+	if text = strings.ReplaceAll(text, "\n", " "); !slices.Contains(*causes, text) {
+		*causes = append(*causes, text)
 	}
 }
 
@@ -370,6 +419,19 @@ func verifyCommand(ctx context.Context, cfg config, out io.Writer) error {
 	return nil
 }
 
+// dialAddr returns where a service that listens on listenAddr is reached from
+// this host.
+func dialAddr(listenAddr string) (network, addr string) {
+	if path, ok := strings.CutPrefix(listenAddr, "unix:"); ok {
+		return "unix", path
+	}
+	host, port, err := net.SplitHostPort(listenAddr)
+	if err != nil || host == "" || net.ParseIP(host).IsUnspecified() {
+		return "tcp", net.JoinHostPort("localhost", port)
+	}
+	return "tcp", listenAddr
+}
+
 // healthcheck asks the service that these settings start for its readiness.
 func healthcheck(ctx context.Context, getenv func(string) string) error {
 	e := env{get: getenv}
@@ -377,12 +439,7 @@ func healthcheck(ctx context.Context, getenv func(string) string) error {
 	if len(e.errs) > 0 {
 		return &usageError{errors.Join(e.errs...)}
 	}
-	network := "tcp"
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		network, addr = "unix", path
-	} else if host, port, _ := net.SplitHostPort(addr); host == "" || net.ParseIP(host).IsUnspecified() {
-		addr = net.JoinHostPort("localhost", port)
-	}
+	network, addr := dialAddr(addr)
 	client := http.Client{
 		Timeout: 2 * readyTimeout,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
