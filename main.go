@@ -335,7 +335,7 @@ func prepare(ctx context.Context, db *sql.DB, migrations []migration, key []byte
 		log.Warn("the database is newer than this program", "unknown_migrations", result.unknown)
 	}
 	var h hasher
-	err = underMigrationLock(ctx, db, func(tx *sql.Tx) error {
+	err = underMigrationLock(ctx, db, migrateLockTimeout, func(tx *sql.Tx) error {
 		fresh := make([]byte, minVisitorKey)
 		rand.Read(fresh) // never fails
 		if h, err = visitorKey(ctx, tx, key, fresh); err != nil {

@@ -115,8 +115,13 @@ type migrationRun struct {
 // leak into a connection pool. A database that is ahead of ms is fine as long
 // as the files that both know are the same.
 func migrate(ctx context.Context, db *sql.DB, ms []migration) (migrateResult, error) {
+	return migrateWithin(ctx, db, ms, migrateLockTimeout)
+}
+
+// migrateWithin is migrate with a lock_timeout of its own.
+func migrateWithin(ctx context.Context, db *sql.DB, ms []migration, lockTimeout string) (migrateResult, error) {
 	var result migrateResult
-	err := underMigrationLock(ctx, db, func(tx *sql.Tx) error {
+	err := underMigrationLock(ctx, db, lockTimeout, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `
 			CREATE TABLE IF NOT EXISTS schema_migrations (
 				version    integer     PRIMARY KEY,
@@ -150,19 +155,19 @@ func migrate(ctx context.Context, db *sql.DB, ms []migration) (migrateResult, er
 }
 
 // underMigrationLock runs change in a transaction that holds the advisory lock
-// until it ends.
-func underMigrationLock(ctx context.Context, db *sql.DB, change func(*sql.Tx) error) error {
+// until it ends. lockTimeout bounds each wait for a lock.
+func underMigrationLock(ctx context.Context, db *sql.DB, lockTimeout string, change func(*sql.Tx) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback() // does nothing after Commit
-	if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '`+migrateLockTimeout+`'`); err != nil {
+	if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '`+lockTimeout+`'`); err != nil {
 		return fmt.Errorf("set lock_timeout: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrateKey)); err != nil {
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" { // lock_not_available
-			return fmt.Errorf("another process has been migrating this database for %s; wait for it, or look for it in pg_stat_activity: %w", migrateLockTimeout, err)
+			return fmt.Errorf("another process has been migrating this database for %s; wait for it, or look for it in pg_stat_activity: %w", lockTimeout, err)
 		}
 		return fmt.Errorf("take the migration lock: %w", err)
 	}
