@@ -17,12 +17,18 @@ const takeoverChunk = 10_000
 
 // takeOver imports the visitors of the Flask application that this program
 // replaces, from its table visitor(id, ip, visits), if the database has it and
-// they were not imported before. It all happens in tx: an import that is cut
-// off leaves nothing, and none happens twice. The old table stays as it is.
+// they were not imported before. A table visitor with other columns is not its.
+// It all happens in tx: an import that is cut off leaves nothing, and none
+// happens twice. The old table stays as it is.
 func takeOver(ctx context.Context, tx *sql.Tx, h hasher, log *slog.Logger) error {
 	var found bool
 	if err := tx.QueryRowContext(ctx, `
-		SELECT to_regclass('visitor') IS NOT NULL AND to_regclass('alembic_version') IS NOT NULL
+		SELECT to_regclass('alembic_version') IS NOT NULL
+			AND 2 = (
+				SELECT count(*)
+				FROM pg_attribute
+				WHERE attrelid = to_regclass('visitor') AND attname IN ('ip', 'visits')
+			)
 			AND NOT EXISTS (SELECT FROM settings WHERE name = $1)`, settingTakeover).Scan(&found); err != nil {
 		return fmt.Errorf("look for the original's table: %w", err)
 	}
