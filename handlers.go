@@ -124,6 +124,7 @@ func (s *server) observed(next http.Handler) http.Handler {
 		seen := observer{ResponseWriter: w}
 		s.recovered(next, &seen, r)
 		took := time.Since(start)
+		seen.status = max(seen.status, http.StatusOK) // for a handler that wrote nothing
 		_, route, known := strings.Cut(strings.TrimSuffix(r.Pattern, "{$}"), " ")
 		if !known {
 			route = "other"
@@ -181,6 +182,7 @@ func (o *observer) WriteHeader(status int) {
 }
 
 func (o *observer) Write(b []byte) (int, error) {
+	o.status = max(o.status, http.StatusOK) // as net/http does
 	n, err := o.ResponseWriter.Write(b)
 	o.bytes += n
 	return n, err
