@@ -1,0 +1,585 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"html"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// testServer is the whole service but for its listener.
+type testServer struct {
+	*server
+	handler http.Handler
+	lines   *logLines
+}
+
+// newServer makes a service on a database that may be new. pairs are settings.
+func newServer(t testing.TB, databaseURL string, pairs ...string) *testServer {
+	t.Helper()
+	cfg, err := loadConfig(environment(append(pairs, "DATABASE_URL", databaseURL)...))
+	require.NoError(t, err)
+	log, lines := newLog(t)
+	s := &server{cfg: cfg, build: thisBuild(), store: openTestStore(t, databaseURL), metrics: newMetrics(), log: log, schema: len(ourMigrations()), now: time.Now}
+	s.hasher, err = prepare(t.Context(), s.store.reads, ourMigrations(), cfg.VisitorKey, log)
+	require.NoError(t, err)
+	s.recorder = newRecorder(s.store, log, s.metrics)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+		defer cancel()
+		assert.NoError(t, s.recorder.close(ctx))
+	})
+	return &testServer{s, s.routes(), lines}
+}
+
+// ask sends one request. headers are name, value pairs; the peer is a header
+// here, too: "Peer". Without one it is 192.0.2.1.
+func (s *testServer) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, nil)
+	for i := 0; i < len(headers); i += 2 {
+		if headers[i] == "Peer" {
+			r.RemoteAddr = headers[i+1]
+			continue
+		}
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	s.handler.ServeHTTP(w, r)
+	return w
+}
+
+var (
+	tag   = regexp.MustCompile(`<[^>]*>`)
+	space = regexp.MustCompile(`\s+`)
+)
+
+// pageText is what a reader sees of a page, on one line.
+func pageText(body string) string {
+	return html.UnescapeString(space.ReplaceAllString(tag.ReplaceAllString(body, ""), " "))
+}
+
+func TestPage(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t), "USER_NAME", "Ada <b>", "USER_URL", "https://example.org/?a=1&b=2")
+	steps := []struct {
+		headers  []string
+		sentence string
+		totals   []string
+		how      string
+	}{
+		{nil, "You have visited this page 1 time.", []string{"1 visitor ", "1 visit ", "1 visit today"}, "Recognised by your direct address."},
+		{nil, "You have visited this page 2 times.", []string{"1 visitor ", "2 visits ", "2 visits today"}, "Recognised by your direct address."},
+		{[]string{"Peer", "192.0.2.2:1"}, "You have visited this page 1 time.", []string{"2 visitors ", "3 visits "}, "Recognised by your direct address."},
+		{[]string{"Peer", "127.0.0.1:1", "X-Forwarded-For", "192.0.2.1"}, "You have visited this page 3 times.", []string{"2 visitors ", "4 visits "}, "Recognised by the address that a trusted proxy forwarded."},
+		{[]string{"X-Forwarded-For", "1.2.3.4"}, "You have visited this page 4 times.", []string{"2 visitors ", "5 visits "}, "Recognised by your direct address."},
+	}
+	for _, step := range steps {
+		w := s.ask("GET", "/", step.headers...)
+		require.Equal(t, http.StatusOK, w.Code)
+		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
+		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+		text := pageText(w.Body.String())
+		for _, want := range append(step.totals, step.sentence, step.how, "This visit was counted.") {
+			assert.Contains(t, text, want)
+		}
+	}
+	w := s.ask("GET", "/")
+	text := pageText(w.Body.String())
+	assert.Contains(t, text, "footfall "+s.build.Version+", deployed by Ada <b>.")
+	assert.Contains(t, text, "Counting since "+time.Now().UTC().Format("2 January 2006")+" in PostgreSQL ")
+	assert.Contains(t, w.Body.String(), `href="https://example.org/?a=1&amp;b=2"`)
+	assert.NotContains(t, w.Body.String(), "Ada <b>", "escaped")
+	assert.Contains(t, w.Body.String(), "<svg")
+	assert.Contains(t, w.Body.String(), `lang="en"`)
+	// Of what the CSP forbids, there is nothing on the page.
+	assert.NotRegexp(t, `(?i)<script|<style|\sstyle=|\son[a-z]+=|javascript:`, w.Body.String())
+	requireVerified(t, s.store)
+}
+
+// 30 days, a number with commas, and nobody's name.
+func TestPageWithHistory(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	execute(t, s.store.reads, `
+		INSERT INTO days (day, visits, visitors, new_visitors)
+		SELECT (now() AT TIME ZONE 'UTC')::date - n, 1000 * n, n, 1
+		FROM generate_series(1, 40) AS n`)
+	execute(t, s.store.reads, `UPDATE totals SET visits = 820000, visitors = 123455`)
+	w := s.ask("GET", "/")
+	require.Equal(t, http.StatusOK, w.Code)
+	text := pageText(w.Body.String())
+	assert.Contains(t, text, "820,001 visits")
+	assert.Contains(t, text, "123,456 visitors")
+	assert.Contains(t, text, "435,001 visits", "of the last 30 days: today and 29 before it")
+	assert.Contains(t, text, "29,000", "the busiest of them")
+	assert.NotContains(t, text, "30,000", "31 days ago")
+	assert.Contains(t, text, "deployed by n/a.")
+	assert.NotContains(t, w.Body.String(), "<a ")
+}
+
+func TestPageDoesNotCount(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	const never, once = "You have not been counted on this page.", "You have visited this page 1 time."
+	for name, tt := range map[string]struct {
+		headers []string
+		want    []string
+	}{
+		"bot":       {[]string{"User-Agent", "Googlebot/2.1", "Peer", "192.0.2.9:1"}, []string{never, "This visit was not counted: your browser calls itself a bot"}},
+		"known bot": {[]string{"User-Agent", "Googlebot/2.1"}, []string{once, "This visit was not counted: your browser calls itself a bot"}},
+		"prefetch":  {[]string{"Sec-Purpose", "prefetch;prerender"}, []string{once, "This visit was not counted: your browser fetched the page ahead of time."}},
+		"nobody":    {[]string{"Peer", "@"}, []string{never, "This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := s.ask("GET", "/", tt.headers...)
+			assert.Equal(t, http.StatusOK, w.Code)
+			for _, want := range tt.want {
+				assert.Contains(t, pageText(w.Body.String()), want)
+			}
+			assert.Equal(t, int64(1), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+			assert.Equal(t, int64(1), queryInt(t, s.store.reads, `SELECT count(*) FROM visitors`))
+		})
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	listener := httptest.NewServer(s.handler)
+	defer listener.Close()
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	const plain, jsonType = "text/plain; charset=utf-8", "application/json"
+	tests := []struct {
+		method, path string
+		status       int
+		contentType  string
+		cache        string
+	}{
+		{"GET", "/", 200, "text/html; charset=utf-8", "no-store"},
+		{"GET", "/?utm_source=x", 200, "text/html; charset=utf-8", "no-store"},
+		{"HEAD", "/", 200, "text/html; charset=utf-8", "no-store"},
+		{"GET", "/version", 200, jsonType, "no-store"},
+		{"GET", "/healthz", 200, plain, "no-store"},
+		{"HEAD", "/healthz", 200, plain, "no-store"},
+		{"GET", "/readyz", 200, plain, "no-store"},
+		{"GET", "/api/stats", 200, jsonType, "no-store"},
+		{"GET", "/badge.svg", 200, "image/svg+xml", "public, max-age=60"},
+		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8", ""},
+		{"GET", assetPath("style.css"), 200, "text/css; charset=utf-8", "public, max-age=31536000, immutable"},
+		{"GET", assetPath("favicon.svg"), 200, "image/svg+xml", "public, max-age=31536000, immutable"},
+		{"GET", "/assets/style.css", 404, plain, "no-store"},
+		{"GET", "/assets/", 404, plain, ""},
+		{"GET", "/assets/../main.go", 404, plain, ""},
+		{"GET", "/favicon.ico", 404, plain, ""},
+		{"GET", "/index.html", 404, plain, ""},
+		{"GET", "/healthz/", 404, plain, ""},
+		{"GET", "/api/", 404, plain, ""},
+		{"POST", "/nowhere", 404, plain, ""},
+		{"POST", "/", 405, plain, ""},
+		{"DELETE", "/", 405, plain, ""},
+		{"OPTIONS", "/", 405, plain, ""},
+		{"MADEUP", "/version", 405, plain, ""},
+		{"PUT", "/healthz", 405, plain, ""},
+		{"POST", "/metrics", 405, plain, ""},
+		{"POST", "/api/stats", 405, plain, ""},
+		{"POST", assetPath("style.css"), 405, plain, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
+			r, err := http.NewRequestWithContext(t.Context(), tt.method, listener.URL, strings.NewReader("a body that nobody reads"))
+			require.NoError(t, err)
+			r.URL.Path, r.URL.RawQuery, _ = strings.Cut(tt.path, "?")
+			answer, err := client.Do(r)
+			require.NoError(t, err)
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			require.NoError(t, err)
+			if tt.path == "/assets/../main.go" { // the mux cleans the path first
+				assert.Contains(t, []int{http.StatusMovedPermanently, http.StatusTemporaryRedirect}, answer.StatusCode)
+				assert.Equal(t, "/main.go", answer.Header.Get("Location"))
+			} else {
+				require.Equal(t, tt.status, answer.StatusCode)
+				assert.Equal(t, tt.contentType, answer.Header.Get("Content-Type"))
+				assert.Equal(t, tt.cache, answer.Header.Get("Cache-Control"))
+			}
+			if tt.status == http.StatusMethodNotAllowed {
+				assert.Equal(t, "GET, HEAD", answer.Header.Get("Allow"))
+			}
+			if tt.method == http.MethodHead {
+				assert.Empty(t, body)
+				assert.Positive(t, answer.ContentLength)
+			}
+			assert.Equal(t, "nosniff", answer.Header.Get("X-Content-Type-Options"))
+			assert.Equal(t, "no-referrer", answer.Header.Get("Referrer-Policy"))
+			assert.NotEmpty(t, answer.Header.Get("Permissions-Policy"))
+			csp := answer.Header.Get("Content-Security-Policy")
+			assert.Contains(t, csp, "default-src 'none'")
+			assert.Contains(t, csp, "frame-ancestors 'none'")
+			assert.NotContains(t, csp, "unsafe")
+		})
+	}
+	assert.Equal(t, int64(2), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "only GET / counts")
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	var got map[string]string
+	require.NoError(t, json.Unmarshal(s.ask("GET", "/version").Body.Bytes(), &got))
+	b := thisBuild()
+	assert.Equal(t, map[string]string{"version": b.Version, "commit": b.Commit, "built": b.Built, "go": b.Go}, got)
+	for key, value := range got {
+		assert.NotEmpty(t, value, key)
+	}
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	for range 3 {
+		s.ask("GET", "/")
+	}
+	s.ask("GET", "/", "Peer", "192.0.2.2:1")
+	type day struct {
+		Day         string `json:"day"`
+		Visits      int64  `json:"visits"`
+		Visitors    int64  `json:"visitors"`
+		NewVisitors int64  `json:"new_visitors"`
+	}
+	var got struct {
+		Visits, Visitors int64
+		Today            day
+		Days             []day
+		Since            time.Time
+	}
+	for range 2 { // asking counts nothing
+		decoder := json.NewDecoder(s.ask("GET", "/api/stats").Body)
+		decoder.DisallowUnknownFields()
+		require.NoError(t, decoder.Decode(&got))
+		assert.Equal(t, int64(4), got.Visits)
+		assert.Equal(t, int64(2), got.Visitors)
+		require.Len(t, got.Days, historyDays)
+		assert.Equal(t, got.Days[historyDays-1], got.Today)
+		assert.Equal(t, int64(4), got.Today.Visits)
+		assert.Equal(t, int64(2), got.Today.Visitors)
+		assert.Equal(t, int64(2), got.Today.NewVisitors)
+		assert.Less(t, got.Days[0].Day, got.Days[1].Day, "oldest first")
+		assert.WithinDuration(t, time.Now(), got.Since, 5*time.Minute)
+		got.Days = nil
+	}
+}
+
+func TestBadge(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	assert.Contains(t, s.ask("GET", "/badge.svg").Body.String(), "visitors: 0")
+	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567`)
+	w := s.ask("GET", "/badge.svg")
+	assert.Contains(t, w.Body.String(), "visitors: 1,234,567")
+	assert.Zero(t, queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+}
+
+func TestAssets(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	page := s.ask("GET", "/").Body.String()
+	for _, name := range []string{"style.css", "favicon.svg"} {
+		t.Run(name, func(t *testing.T) {
+			path := assetPath(name)
+			assert.Contains(t, page, `href="`+path+`"`)
+			assert.Regexp(t, `^/assets/[a-z]+\.[0-9a-f]{8,}\.[a-z]+$`, path)
+
+			w := s.ask("GET", path)
+			require.Equal(t, http.StatusOK, w.Code)
+			want, err := assetFiles.ReadFile("assets/" + name)
+			require.NoError(t, err)
+			assert.Equal(t, string(want), w.Body.String())
+			assert.Empty(t, w.Header().Get("Content-Encoding"))
+			assert.Equal(t, "Accept-Encoding", w.Header().Get("Vary"))
+			etag := w.Header().Get("ETag")
+			assert.NotEmpty(t, etag)
+
+			w = s.ask("GET", path, "Accept-Encoding", "br, gzip")
+			require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
+			assert.Less(t, w.Body.Len(), len(want))
+			unpacked, err := gzip.NewReader(w.Body)
+			require.NoError(t, err)
+			plain, err := io.ReadAll(unpacked)
+			require.NoError(t, err)
+			assert.Equal(t, string(want), string(plain))
+
+			w = s.ask("GET", path, "If-None-Match", etag)
+			assert.Equal(t, http.StatusNotModified, w.Code)
+			assert.Zero(t, w.Body.Len())
+			assert.Equal(t, http.StatusOK, s.ask("GET", path, "If-None-Match", `"another"`).Code)
+		})
+	}
+}
+
+func TestReadyz(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newServer(t, url)
+	newest := len(ourMigrations())
+	ask := func(status int, reason string) {
+		t.Helper()
+		w := s.ask("GET", "/readyz")
+		assert.Equal(t, status, w.Code)
+		assert.Equal(t, reason, strings.TrimSpace(w.Body.String()))
+		if status == http.StatusServiceUnavailable {
+			assert.Equal(t, retryAfter, w.Header().Get("Retry-After"))
+		}
+	}
+	ask(200, "ready")
+	execute(t, s.store.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'newer', '')`, newest+1)
+	ask(200, "ready")
+	execute(t, s.store.reads, `DELETE FROM schema_migrations WHERE version >= $1`, newest)
+	w := s.ask("GET", "/readyz")
+	assert.Equal(t, http.StatusServiceUnavailable, w.Code)
+	assert.Regexp(t, `^the schema is at version \d+, this program needs \d+: run footfall migrate\n$`, w.Body.String())
+	execute(t, s.store.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'again', '')`, newest)
+	ask(200, "ready")
+
+	// A locked table: the answer comes all the same.
+	unlock := lockTable(t, url, "schema_migrations")
+	ask(503, "the database does not answer")
+	unlock()
+	ask(200, "ready")
+
+	s.draining.Store(true)
+	ask(503, "shutting down")
+	assert.Equal(t, "close", s.ask("GET", "/healthz").Header().Get("Connection"))
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code, "still served")
+}
+
+// lockTable locks a table against everybody until unlock is called.
+func lockTable(t testing.TB, databaseURL, table string) (unlock func()) {
+	t.Helper()
+	tx, err := openTestStore(t, databaseURL).reads.BeginTx(context.WithoutCancel(t.Context()), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `LOCK TABLE `+table)
+	require.NoError(t, err)
+	t.Cleanup(func() { tx.Rollback() })
+	return func() { require.NoError(t, tx.Rollback()) }
+}
+
+// requireUnavailable asks for the page while there is no database: 503 with a
+// whole page within 2 s. On a machine that is busy with other tests one answer
+// may take longer, three may not.
+func (s *testServer) requireUnavailable(t testing.TB, sentence string, headers ...string) {
+	t.Helper()
+	for try := 1; ; try++ {
+		start := time.Now()
+		w := s.ask("GET", "/", headers...)
+		took := time.Since(start)
+		require.Equal(t, http.StatusServiceUnavailable, w.Code)
+		assert.Equal(t, retryAfter, w.Header().Get("Retry-After"))
+		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
+		text := pageText(w.Body.String())
+		assert.Contains(t, text, "The database does not answer.")
+		assert.Contains(t, text, sentence)
+		assert.Contains(t, text, "deployed by", "to the end")
+		if took < 2*time.Second {
+			return
+		}
+		require.Less(t, try, 3, "the answer took %s", took)
+	}
+}
+
+const mayBeLost = "Your visit may not have been counted. Please come back in a moment."
+
+func TestTableLocked(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newServer(t, url)
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	unlock := lockTable(t, url, "totals")
+	s.requireUnavailable(t, mayBeLost)
+	s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
+	assert.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/api/stats").Code)
+	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/badge.svg").Body.String())
+	for _, path := range []string{"/healthz", "/version", "/metrics", "/readyz", assetPath("style.css")} {
+		assert.Equal(t, http.StatusOK, s.ask("GET", path).Code, path)
+	}
+	unlock()
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code, "the first request afterwards")
+	requireVerified(t, s.store)
+}
+
+func TestDatabaseStopsAndComesBack(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	s := newServer(t, c.url("footfall"))
+	for range 5 {
+		require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+		require.Equal(t, http.StatusOK, s.ask("GET", "/api/stats").Code)
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} { // a shutdown, a crash
+		c.end(t, signal)
+		s.requireUnavailable(t, mayBeLost)
+		s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
+		w := s.ask("GET", "/readyz")
+		assert.Equal(t, http.StatusServiceUnavailable, w.Code)
+		assert.Equal(t, "the database does not answer\n", w.Body.String())
+		assert.Equal(t, http.StatusOK, s.ask("GET", "/healthz").Code)
+		assert.Equal(t, http.StatusOK, s.ask("GET", "/version").Code)
+		c.begin(t)
+		w = s.ask("GET", "/")
+		assert.Equal(t, http.StatusOK, w.Code, "the first request after it is back")
+		assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
+		assert.Equal(t, http.StatusOK, s.ask("GET", "/api/stats").Code)
+	}
+	assert.Contains(t, pageText(s.ask("GET", "/").Body.String()), "You have visited this page 8 times.")
+	requireVerified(t, s.store)
+}
+
+// What a client sends and who he is, is in no line of the log.
+func TestLogHoldsNoClient(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	s.ask("GET", "/?q=query-of-client", "User-Agent", "agent-of-client", "Referer", "https://referer-of-client")
+	s.ask("GET", "/", "Peer", "127.0.0.1:1", "X-Forwarded-For", "198.51.100.7")
+	s.ask("GET", "/path-of-client")
+	s.ask("METHOD-OF-CLIENT", "/")
+	lines := s.lines.String()
+	for _, secret := range []string{"192.0.2.1", "198.51.100.7", "127.0.0.1", "of-client", "OF-CLIENT"} {
+		assert.NotContains(t, lines, secret)
+	}
+	var requests []map[string]any
+	for line := range strings.Lines(lines) {
+		var entry map[string]any
+		require.NoError(t, json.Unmarshal([]byte(line), &entry))
+		if entry["msg"] == "request" {
+			assert.Positive(t, entry["ms"])
+			assert.Positive(t, entry["bytes"])
+			for _, key := range []string{"time", "level", "msg", "ms", "bytes"} {
+				delete(entry, key)
+			}
+			requests = append(requests, entry)
+		}
+	}
+	assert.Equal(t, []map[string]any{
+		{"method": "GET", "route": "/", "status": 200.0},
+		{"method": "GET", "route": "/", "status": 200.0},
+		{"method": "GET", "route": "other", "status": 404.0},
+		{"method": "other", "route": "other", "status": 405.0},
+	}, requests)
+}
+
+// A probe that is answered well is not worth a line on a quiet day.
+func TestLogOfProbes(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	s.ask("GET", "/healthz")
+	s.ask("GET", "/readyz")
+	s.ask("GET", "/metrics")
+	assert.Equal(t, 3, strings.Count(s.lines.String(), `"level":"DEBUG","msg":"request"`))
+	s.draining.Store(true)
+	s.ask("GET", "/readyz")
+	assert.Regexp(t, `"level":"INFO","msg":"request","method":"GET","route":"/readyz","status":503`, s.lines.String())
+}
+
+func TestPanicInHandler(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	working := s.store
+	s.store = nil
+	w := s.ask("GET", "/badge.svg")
+	s.store = working
+	assert.Equal(t, http.StatusInternalServerError, w.Code)
+	assert.Equal(t, "internal error\n", w.Body.String())
+	assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+	assert.NotEmpty(t, w.Header().Get("Content-Security-Policy"))
+	lines := s.lines.String()
+	assert.Contains(t, lines, `"level":"ERROR","msg":"handler panicked","route":"GET /badge.svg","err":"runtime error: invalid memory address or nil pointer dereference","stack":"goroutine `)
+	assert.Contains(t, lines, "(*server).badge")
+	assert.NotContains(t, lines, "192.0.2.1")
+	assert.Contains(t, s.ask("GET", "/metrics").Body.String(), `footfall_http_requests_total{route="/badge.svg",status="500"} 1`)
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+}
+
+// Once a part of the answer is out, only breaking the connection tells.
+func TestPanicInHalfAnAnswer(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	s.handler = s.observed(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "half")
+		panic("at 192.0.2.1")
+	}))
+	assert.PanicsWithValue(t, http.ErrAbortHandler, func() { s.ask("GET", "/") })
+	assert.Contains(t, s.lines.String(), "handler panicked")
+}
+
+// The client never sees a cause.
+func TestHandlersError(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	s.handler = s.observed(s.try(func(http.ResponseWriter, *http.Request) error { return errors.New("the cause") }))
+	w := s.ask("GET", "/")
+	assert.Equal(t, http.StatusInternalServerError, w.Code)
+	assert.Equal(t, "internal error\n", w.Body.String())
+	assert.Contains(t, s.lines.String(), `"msg":"request failed","route":"","err":"the cause"`)
+}
+
+func TestGroup(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int64]string{
+		0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 1234567: "1,234,567",
+		9223372036854775807: "9,223,372,036,854,775,807", -1: "-1", -1000: "-1,000", -123456: "-123,456",
+	} {
+		assert.Equal(t, want, group(n))
+	}
+}
+
+// In a chart a day's bar is as high as its visits, today's is a shape of its
+// own, and a single visit among many is still to be seen.
+func TestChart(t *testing.T) {
+	t.Parallel()
+	days := history(utcDay(november(24)), []int64{1, 5000, 1, 1, 2, 1, 1, 1})
+	days[historyDays-1].visits = 2500
+	c := newChart(days)
+	assert.Equal(t, "7,501", c.TotalVisits)
+	assert.Equal(t, "23 Nov", c.Max.Day)
+	assert.Equal(t, "26 Oct", c.FirstDay.Day)
+	assert.False(t, c.MaxToday)
+	assert.Equal(t, 2, strings.Count(c.Path, "M"))
+	assert.Contains(t, c.Path, "v-100h")
+	assert.Contains(t, c.Path, "v-1h")
+	assert.Equal(t, 1, strings.Count(c.TodayPath, "M"))
+	assert.Contains(t, c.TodayPath, "v-50h")
+	empty := newChart(history(utcDay(november(24)), nil))
+	assert.Empty(t, empty.Path+empty.TodayPath)
+	assert.Equal(t, "0", empty.TotalVisits)
+}
+
+// Every sentence of the page can be rendered, none but the wanted is there.
+func TestEverySentence(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newDatabase(t))
+	for _, result := range []result{counted, isBot, isPrefetch, isHead, noAddress, unavailable} {
+		for _, source := range []source{fromPeer, fromForwarded, fromNobody} {
+			w := httptest.NewRecorder()
+			p := s.renderEveryone(nil)
+			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable}, 3))
+			text := pageText(w.Body.String())
+			assert.Equal(t, result == counted, strings.Contains(text, "This visit was counted."), "%s", result)
+			assert.Equal(t, result == unavailable, strings.Contains(text, mayBeLost), "%s", result)
+			assert.Equal(t, result != unavailable, strings.Contains(text, "3 times"), "%s", result)
+			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
+		}
+	}
+}
