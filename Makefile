@@ -76,8 +76,8 @@ test: need-postgres need-promtool need-pgbouncer need-cc static ## every test of
 .PHONY: static
 static: ## gofmt, go vet and staticcheck
 	@files=$$(gofmt -l .); test -z "$$files" || { echo "run gofmt -w on" $$files >&2; exit 1; }
-	go vet -tags e2e,soak ./...
-	$(STATICCHECK) -tags e2e,soak ./...
+	go vet -tags e2e,soak,picture ./...
+	$(STATICCHECK) -tags e2e,soak,picture ./...
 
 .PHONY: lint
 lint: need-shellcheck need-yamllint ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
@@ -102,6 +102,10 @@ vuln: ## look for known vulnerabilities in what the program calls
 rehearsal: ## run the lint job of check.yml on this machine, step by step as GitHub would
 	$(ACT) push --workflows .github/workflows/check.yml --job lint --platform ubuntu-24.04=-self-hosted --env CI= \
 		--local-repository "$$(sed -n 's/.*uses: \(actions\/setup-go@[0-9a-f]*\).*/\1/p;T;q' .github/workflows/check.yml)=$$PWD/delivery/setup-go"
+
+.PHONY: picture
+picture: ## the README's pictures of the page, made again with Chromium
+	go test -tags picture -run TestPicture -count=1 -v .
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; about 25 minutes, as root

@@ -1,0 +1,79 @@
+//go:build picture
+
+package main
+
+import (
+	"bytes"
+	"image"
+	"image/color"
+	"image/draw"
+	"image/png"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestPicture makes the README's pictures of the page with Chromium:
+// `make picture`. The numbers on them are examples.
+func TestPicture(t *testing.T) {
+	version, err := os.ReadFile("version.txt")
+	require.NoError(t, err)
+	example := aTally(31, 46, 112, 95, 50, 83, 121, 54, 61, 57, 48, 109, 120, 74, 96, 147, 105, 63, 187, 96, 99, 135, 91, 98, 162, 149, 85, 101, 136, 64)
+	example.visitors, example.visits = 2318, 14902
+	s := &server{cfg: config{UserName: "Ann Example", UserURL: "https://example.org/"}, build: build{Version: strings.TrimSpace(string(version))}}
+	mux := http.NewServeMux()
+	mux.Handle("GET /assets/{file}", s.try(s.asset))
+	mux.Handle("GET /{$}", s.try(func(w http.ResponseWriter, r *http.Request) error {
+		return s.renderEveryone(example).write(w, http.StatusOK, you{Result: counted, Source: fromForwarded}, 12)
+	}))
+	web := httptest.NewServer(s.secured(mux))
+	defer web.Close()
+
+	for scheme, preferred := range map[string]string{"light": "1", "dark": "0"} {
+		shot := filepath.Join(t.TempDir(), "shot.png")
+		out, err := exec.CommandContext(t.Context(), "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+			"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+			"--user-data-dir="+t.TempDir(), "--hide-scrollbars", "--force-prefers-reduced-motion",
+			"--blink-settings=preferredColorScheme="+preferred, "--window-size=1280,1060", "--screenshot="+shot, web.URL).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		picture := small(t, shot)
+		assert.Less(t, len(picture), 60_000)
+		t.Logf("%s: %d bytes", scheme, len(picture))
+		require.NoError(t, os.WriteFile("docs/page-"+scheme+".png", picture, 0o644))
+	}
+}
+
+// small returns the picture with its 256 most frequent colours, which is a
+// third of the bytes: the page has few, and the rest are the edges of letters.
+func small(t *testing.T, name string) []byte {
+	t.Helper()
+	file, err := os.Open(name)
+	require.NoError(t, err)
+	defer file.Close()
+	full, err := png.Decode(file)
+	require.NoError(t, err)
+	pixels := map[color.Color]int{}
+	for y := range full.Bounds().Dy() {
+		for x := range full.Bounds().Dx() {
+			pixels[full.At(x, y)]++
+		}
+	}
+	var colors color.Palette
+	for c := range pixels {
+		colors = append(colors, c)
+	}
+	slices.SortFunc(colors, func(a, b color.Color) int { return pixels[b] - pixels[a] })
+	paletted := image.NewPaletted(full.Bounds(), colors[:min(len(colors), 256)])
+	draw.Draw(paletted, full.Bounds(), full, image.Point{}, draw.Src)
+	var buf bytes.Buffer
+	require.NoError(t, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&buf, paletted))
+	return buf.Bytes()
+}
