@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"cmp"
+	"fmt"
 	"image"
 	"image/color"
 	"image/draw"
@@ -70,7 +72,9 @@ func small(t *testing.T, name string) []byte {
 	for c := range pixels {
 		colors = append(colors, c)
 	}
-	slices.SortFunc(colors, func(a, b color.Color) int { return pixels[b] - pixels[a] })
+	slices.SortFunc(colors, func(a, b color.Color) int {
+		return cmp.Or(pixels[b]-pixels[a], strings.Compare(fmt.Sprint(a), fmt.Sprint(b))) // the same each time
+	})
 	paletted := image.NewPaletted(full.Bounds(), colors[:min(len(colors), 256)])
 	draw.Draw(paletted, full.Bounds(), full, image.Point{}, draw.Src)
 	var buf bytes.Buffer
