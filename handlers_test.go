@@ -545,27 +545,6 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// In a chart a day's bar is as high as its visits, today's is a shape of its
-// own, and a single visit among many is still to be seen.
-func TestChart(t *testing.T) {
-	t.Parallel()
-	days := history(utcDay(november(24)), []int64{1, 5000, 1, 1, 2, 1, 1, 1})
-	days[historyDays-1].visits = 2500
-	c := newChart(days)
-	assert.Equal(t, "7,501", c.TotalVisits)
-	assert.Equal(t, "23 Nov", c.Max.Day)
-	assert.Equal(t, "26 Oct", c.FirstDay.Day)
-	assert.False(t, c.MaxToday)
-	assert.Equal(t, 2, strings.Count(c.Path, "M"))
-	assert.Contains(t, c.Path, "v-100h")
-	assert.Contains(t, c.Path, "v-1h")
-	assert.Equal(t, 1, strings.Count(c.TodayPath, "M"))
-	assert.Contains(t, c.TodayPath, "v-50h")
-	empty := newChart(history(utcDay(november(24)), nil))
-	assert.Empty(t, empty.Path+empty.TodayPath)
-	assert.Equal(t, "0", empty.TotalVisits)
-}
-
 // Every sentence of the page can be rendered, none but the wanted is there.
 func TestEverySentence(t *testing.T) {
 	t.Parallel()

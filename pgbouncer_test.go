@@ -109,7 +109,7 @@ func TestBehindPgBouncer(t *testing.T) {
 			r := newTestRecorder(t, openTestStore(t, through+"&default_query_exec_mode="+mode))
 			for i := range int64(10) {
 				cutter.arm(cutAnswer)
-				require.Equal(t, []int64{i + 1}, numbersOf(t, hand(t, r, someone(1))))
+				require.Equal(t, []int64{i + 1}, numbersOf(t, hand(t, r, numbered(1))))
 			}
 			require.NoError(t, run(t.Context(), []string{"verify"}, getenv, &out), out.String())
 			cancel()

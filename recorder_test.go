@@ -36,8 +36,8 @@ func closeRecorder(t testing.TB, r *recorder) {
 	assert.NoError(t, r.close(ctx))
 }
 
-// someone is the visitor number i.
-func someone(i int) (id visitorID) {
+// numbered is the visitor number i.
+func numbered(i int) (id visitorID) {
 	binary.BigEndian.PutUint64(id[8:], uint64(i))
 	return id
 }
@@ -138,7 +138,7 @@ func TestManyClientsOneVisitor(t *testing.T) {
 	for range clients {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				v, err := r.record(someone(1))
+				v, err := r.record(numbered(1))
 				if !assert.NoError(t, err) {
 					return
 				}
@@ -152,7 +152,7 @@ func TestManyClientsOneVisitor(t *testing.T) {
 	for n := 1; n <= visits; n++ {
 		require.EqualValues(t, 1, given[n].Load(), "how often number %d was given", n)
 	}
-	require.EqualValues(t, visits, visitsOf(t, s, someone(1)))
+	require.EqualValues(t, visits, visitsOf(t, s, numbered(1)))
 	requireVerified(t, s, visits)
 }
 
@@ -162,9 +162,9 @@ func TestVisitsGatherWhileABatchIsUnderWay(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
-	first := hand(t, r, someone(2))
+	first := hand(t, r, numbered(2))
 	underWay(t, r)
-	a, b := someone(1), someone(2)
+	a, b := numbered(1), numbered(2)
 	second := append(hand(t, r, a, b, a), hand(t, r, a, b)...)
 	release()
 	assert.Equal(t, []int64{1}, numbersOf(t, first))
@@ -188,12 +188,12 @@ func TestMidnight(t *testing.T) {
 	r.now = func() time.Time { return *clock.Load() }
 
 	release := holdTotals(t, s)
-	warm := hand(t, r, someone(9))
+	warm := hand(t, r, numbered(9))
 	underWay(t, r)
 	at(midnight.Add(-time.Nanosecond))
-	before := hand(t, r, someone(1), someone(2))
+	before := hand(t, r, numbered(1), numbered(2))
 	at(midnight)
-	after := hand(t, r, someone(2), someone(3))
+	after := hand(t, r, numbered(2), numbered(3))
 	require.NotSame(t, before[0].batch, after[0].batch)
 	release()
 	numbersOf(t, warm)
@@ -228,7 +228,7 @@ func TestLateBatch(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)
-			id := someone(1)
+			id := numbered(1)
 			visits := int64(len(tt.batches))
 			if tt.imported {
 				_, err := s.reads.ExecContext(t.Context(), `INSERT INTO visitors (id, visits) VALUES ($1, 5)`, id[:])
@@ -267,14 +267,14 @@ func TestTooManyWait(t *testing.T) {
 	defer web.Close()
 
 	release := holdTotals(t, s)
-	waiting := hand(t, r, someone(0))
+	waiting := hand(t, r, numbered(0))
 	underWay(t, r)
 	ids := make([]visitorID, maxWaiting-1)
 	for i := range ids {
-		ids[i] = someone(i)
+		ids[i] = numbered(i)
 	}
 	waiting = append(waiting, hand(t, r, ids...)...)
-	_, err := r.record(someone(1))
+	_, err := r.record(numbered(1))
 	require.ErrorIs(t, err, errBusy)
 	response, err := http.Get(web.URL)
 	require.NoError(t, err)
@@ -293,7 +293,7 @@ func TestTooManyWait(t *testing.T) {
 	for _, v := range waiting {
 		require.LessOrEqual(t, v.size, maxBatch)
 	}
-	_, err = r.record(someone(1))
+	_, err = r.record(numbered(1))
 	require.NoError(t, err)
 	requireVerified(t, s, maxWaiting+1)
 }
@@ -305,14 +305,14 @@ func TestWaitIsBounded(t *testing.T) {
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
 	start := time.Now()
-	_, err := r.record(someone(1))
+	_, err := r.record(numbered(1))
 	took := time.Since(start)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	assert.GreaterOrEqual(t, took, visitTimeout)
 	assert.Less(t, took, 5*time.Second)
 	release()
 	eventually(t, "the given-up batch is gone", func() bool { return blocked(t, s) == 0 })
-	v := hand(t, r, someone(1))
+	v := hand(t, r, numbered(1))
 	n := numbersOf(t, v)[0]
 	assert.Contains(t, []int64{1, 2}, n, "the unconfirmed visit may have been counted")
 	requireVerified(t, s, n)
@@ -333,7 +333,7 @@ func TestSomebodyElsesLock(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := r.record(someone(1)); err == nil {
+				if _, err := r.record(numbered(1)); err == nil {
 					confirmed.Add(1)
 				} else if unconfirmed.Add(1) == 16 {
 					close(held) // two rounds of the clients have waited in vain
@@ -350,7 +350,7 @@ func TestSomebodyElsesLock(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	eventually(t, "no batch is left behind", func() bool { return blocked(t, s) == 0 })
-	n := visitsOf(t, s, someone(1))
+	n := visitsOf(t, s, numbered(1))
 	assert.GreaterOrEqual(t, n, confirmed.Load())
 	assert.LessOrEqual(t, n, confirmed.Load()+unconfirmed.Load())
 	requireVerified(t, s, n)
@@ -369,7 +369,7 @@ func TestLostAnswer(t *testing.T) {
 	for range 20 {
 		for _, how := range []cut{cutAnswer, cutAfter, cutRequest} {
 			cutter.arm(how)
-			got := numbersOf(t, hand(t, r, someone(1), someone(2), someone(1)))
+			got := numbersOf(t, hand(t, r, numbered(1), numbered(2), numbered(1)))
 			assert.Equal(t, []int64{total*2 + 1, total + 1, total*2 + 2}, got)
 			total++
 			require.True(t, cutter.done())
@@ -387,17 +387,17 @@ func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
 	require.NoError(t, err)
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
-	numbersOf(t, hand(t, r, someone(1)))
+	numbersOf(t, hand(t, r, numbered(1)))
 
 	release := holdTotals(t, s)
 	cutter.arm(leaveAlone)
-	visits := hand(t, r, someone(1), someone(2))
+	visits := hand(t, r, numbered(1), numbered(2))
 	eventually(t, "both tries wait", func() bool { return blocked(t, s) == 2 })
 	release()
 	assert.Equal(t, []int64{2, 1}, numbersOf(t, visits))
 	eventually(t, "the first try has ended", func() bool { return blocked(t, s) == 0 })
 	requireVerified(t, s, 3)
-	assert.Equal(t, []int64{3}, numbersOf(t, hand(t, r, someone(1))))
+	assert.Equal(t, []int64{3}, numbersOf(t, hand(t, r, numbered(1))))
 }
 
 // What became of a batch that was given up is unknown, so its number is not
@@ -409,12 +409,12 @@ func TestNumberOfAGivenUpBatch(t *testing.T) {
 	require.NoError(t, err)
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
-	numbersOf(t, hand(t, r, someone(1)))
+	numbersOf(t, hand(t, r, numbered(1)))
 
 	release := holdTotals(t, s)
 	cutter.arm(leaveAlone)
 	r.mu.Lock()
-	given, err := r.join(someone(1))
+	given, err := r.join(numbered(1))
 	r.mu.Unlock()
 	require.NoError(t, err)
 	r.signal()
@@ -422,8 +422,8 @@ func TestNumberOfAGivenUpBatch(t *testing.T) {
 	<-given.done
 	require.Error(t, given.err)
 	release()
-	eventually(t, "the given-up batch was counted after all", func() bool { return visitsOf(t, s, someone(1)) == 2 })
-	assert.Equal(t, []int64{1}, numbersOf(t, hand(t, r, someone(2))))
+	eventually(t, "the given-up batch was counted after all", func() bool { return visitsOf(t, s, numbered(1)) == 2 })
+	assert.Equal(t, []int64{1}, numbersOf(t, hand(t, r, numbered(2))))
 	requireVerified(t, s, 3)
 }
 
@@ -431,10 +431,10 @@ func TestNumberOfAGivenUpBatch(t *testing.T) {
 func TestWritersRowIsGone(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
-	numbersOf(t, hand(t, r, someone(1)))
+	numbersOf(t, hand(t, r, numbered(1)))
 	_, err := s.reads.ExecContext(t.Context(), `DELETE FROM writers`)
 	require.NoError(t, err)
-	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, someone(1))))
+	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, numbered(1))))
 	requireVerified(t, s, 2)
 }
 
@@ -442,13 +442,13 @@ func TestWritersRowIsGone(t *testing.T) {
 func TestWriterIsOutOfStep(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
-	numbersOf(t, hand(t, r, someone(1)))
+	numbersOf(t, hand(t, r, numbered(1)))
 	_, err := s.reads.ExecContext(t.Context(), `UPDATE writers SET batch = batch + 5`)
 	require.NoError(t, err)
-	v := hand(t, r, someone(1))[0]
+	v := hand(t, r, numbered(1))[0]
 	<-v.done
 	require.ErrorIs(t, v.err, errOutOfStep)
-	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, someone(1))))
+	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, numbered(1))))
 	requireVerified(t, s, 2)
 }
 
@@ -459,7 +459,7 @@ func TestOldWritersGo(t *testing.T) {
 		VALUES (1, now() - interval '25 hours'), (2, now() - interval '23 hours')`)
 	require.NoError(t, err)
 	r := newTestRecorder(t, s)
-	numbersOf(t, hand(t, r, someone(1)))
+	numbersOf(t, hand(t, r, numbered(1)))
 	var ids string
 	scan(t, s, &ids, `SELECT string_agg(id::text, ' ') FROM writers WHERE id IN (1, 2)`)
 	assert.Equal(t, "2", ids)
@@ -482,7 +482,7 @@ func TestReadOnlyServerIsLeft(t *testing.T) {
 	s.reads.SetMaxIdleConns(1) // of before: it may write
 	readOnly("on")
 	r := newTestRecorder(t, s)
-	v := hand(t, r, someone(1))
+	v := hand(t, r, numbered(1))
 	eventually(t, "the server refuses", func() bool {
 		r.metrics.mu.Lock()
 		defer r.metrics.mu.Unlock()
@@ -508,9 +508,9 @@ func TestCloseFlushes(t *testing.T) {
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())
 	release := holdTotals(t, s)
-	visits := hand(t, r, someone(1))
+	visits := hand(t, r, numbered(1))
 	underWay(t, r)
-	visits = append(visits, hand(t, r, someone(1), someone(2))...)
+	visits = append(visits, hand(t, r, numbered(1), numbered(2))...)
 	closed := make(chan error, 1)
 	go func() { closed <- r.close(context.WithoutCancel(t.Context())) }()
 	eventually(t, "it is closing", func() bool {
@@ -518,7 +518,7 @@ func TestCloseFlushes(t *testing.T) {
 		defer r.mu.Unlock()
 		return r.closed
 	})
-	_, err := r.record(someone(1))
+	_, err := r.record(numbered(1))
 	require.ErrorIs(t, err, errStopping)
 	release()
 	assert.Equal(t, []int64{1, 2, 1}, numbersOf(t, visits))
@@ -531,7 +531,7 @@ func TestCloseIsBounded(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
-	v := hand(t, r, someone(1))
+	v := hand(t, r, numbered(1))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")
 	cancel(enough)
@@ -564,7 +564,7 @@ func TestInstancesDoNotDeadlock(t *testing.T) {
 			for range rounds {
 				ids := make([]visitorID, perBatch)
 				for j := range ids {
-					ids[j] = someone(random.IntN(visitors))
+					ids[j] = numbered(random.IntN(visitors))
 				}
 				for _, v := range hand(t, r, ids...) {
 					<-v.done
@@ -681,7 +681,7 @@ func TestAgainstModel(t *testing.T) {
 		}
 		ids := make([]visitorID, 1+random.IntN(20))
 		for i := range ids {
-			ids[i] = someone(random.IntN(60))
+			ids[i] = numbered(random.IntN(60))
 		}
 		handed := hand(t, r, ids...)
 		for i, v := range handed {
