@@ -220,7 +220,7 @@ func TestInstancesShareADatabase(t *testing.T) {
 	assert.Zero(t, lost)
 	assert.Zero(t, doubled)
 	assert.EqualValues(t, clients*visitsEach, l.confirmed)
-	requireVerified(t, s, clients*visitsEach)
+	requireExactly(t, s, clients*visitsEach)
 	output, err := program(databaseURL, "", "verify").CombinedOutput()
 	assert.NoError(t, err, "%s", output)
 	for _, i := range instances {

@@ -23,8 +23,8 @@ func someone(name string) visitorID {
 	return id
 }
 
-// newTestRecorder records visits of a day that the test chooses.
-func newTestRecorder(t testing.TB, s *store, date *time.Time) *recorder {
+// newRecorderOn records visits of a day that the test chooses.
+func newRecorderOn(t testing.TB, s *store, date *time.Time) *recorder {
 	t.Helper()
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())
@@ -66,7 +66,7 @@ func TestCountOverDays(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	date := november(1)
-	r := newTestRecorder(t, s, &date)
+	r := newRecorderOn(t, s, &date)
 	for _, visits := range []struct {
 		on   time.Time
 		who  string
@@ -110,7 +110,7 @@ func TestCountBeyond32Bits(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	date := november(24)
-	r := newTestRecorder(t, s, &date)
+	r := newRecorderOn(t, s, &date)
 	count(t, r, "ada")
 	const many = 5_000_000_000
 	execute(t, s.reads, `UPDATE visitors SET visits = visits + $1`, int64(many))
@@ -148,7 +148,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 			t.Parallel()
 			s := newStore(t)
 			date := november(23)
-			r := newTestRecorder(t, s, &date)
+			r := newRecorderOn(t, s, &date)
 			count(t, r, "ada")
 			count(t, r, "ada")
 			date = november(24)
@@ -232,7 +232,7 @@ func TestNoAddressIsStored(t *testing.T) {
 	h, err := prepareWith(t, s, []byte(strings.Repeat("k", 32)))
 	require.NoError(t, err)
 	date := november(24)
-	r := newTestRecorder(t, s, &date)
+	r := newRecorderOn(t, s, &date)
 	addr, ok := parseForwarded("198.51.100.7")
 	require.True(t, ok)
 	_, err = r.record(h.visitor(addr))

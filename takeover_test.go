@@ -64,7 +64,7 @@ func TestTakeOver(t *testing.T) {
 
 	// An imported visitor counts on from where he was, and is no new one.
 	date := november(24)
-	r := newTestRecorder(t, s, &date)
+	r := newRecorderOn(t, s, &date)
 	addr, _ := parseForwarded("198.51.100.7")
 	v, err := r.record(h.visitor(addr))
 	require.NoError(t, err)
