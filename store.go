@@ -321,12 +321,6 @@ func retryable(err error) bool {
 	return false
 }
 
-// tally reads the current state, counting nothing.
-func (s *store) tally(ctx context.Context, date time.Time) (*tally, error) {
-	t, _, err := s.look(ctx, date, nil)
-	return t, err
-}
-
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
 	r, err := scanReceipt(date, s.reads.QueryRowContext(ctx, `
