@@ -1,0 +1,102 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestMonitoring lets Debian 13's promtool and amtool judge the alert rules, their tests, the
+// dashboard's expressions and the configuration, and holds rules, tests, docs and metrics together.
+func TestMonitoring(t *testing.T) {
+	setUp(t)
+	name, err := controller()
+	require.NoError(t, err)
+	judge := func(t *testing.T, args ...string) {
+		t.Helper()
+		_, err := docker(append([]string{"exec", name}, args...)...)
+		assert.NoError(t, err)
+	}
+	role := filepath.Join(repoDir(), "ansible", "roles", "monitoring")
+	read := func(path ...string) string {
+		text, err := os.ReadFile(filepath.Join(path...))
+		require.NoError(t, err)
+		return string(text)
+	}
+	rules, tests := read(role, "files", "alerts.yml"), read(role, "files", "alerts_test.yml")
+	alerts := regexp.MustCompile(`(?m)^      - alert: (\w+)$`).FindAllStringSubmatch(rules, -1)
+	require.NotEmpty(t, alerts)
+
+	t.Run("rules", func(t *testing.T) {
+		judge(t, "promtool", "check", "rules", "--lint-fatal", filepath.Join(role, "files", "alerts.yml"))
+		judge(t, "promtool", "test", "rules", filepath.Join(role, "files", "alerts_test.yml"))
+	})
+
+	t.Run("every alert is tested and explained", func(t *testing.T) {
+		docs := read(repoDir(), "ansible", "MONITORING.md")
+		for _, a := range alerts {
+			assert.Regexp(t, `(?m)alertname: `+a[1]+`\n +eval_time: \w+\n +exp_alerts:`, tests, "no test sees it fire")
+			assert.Contains(t, docs, "\n### "+a[1]+"\n")
+		}
+		assert.Len(t, alerts, strings.Count(docs, "\n### "), "the docs explain an alert that is not there")
+	})
+
+	t.Run("dashboard", func(t *testing.T) {
+		var dashboard struct {
+			Panels []struct {
+				Title   string
+				Targets []struct{ Expr string }
+			}
+		}
+		require.NoError(t, json.Unmarshal([]byte(read(role, "files", "dashboard.json")), &dashboard))
+		require.NotEmpty(t, dashboard.Panels)
+		// promtool knows no dashboards: each expression becomes a recording rule.
+		var recorded strings.Builder
+		recorded.WriteString("groups:\n- name: dashboard\n  rules:\n")
+		for _, p := range dashboard.Panels {
+			assert.NotEmpty(t, p.Targets, p.Title)
+			for _, target := range p.Targets {
+				expr, err := json.Marshal(strings.ReplaceAll(target.Expr, "$__rate_interval", "1m"))
+				require.NoError(t, err)
+				fmt.Fprintf(&recorded, "  - {record: panel, labels: {n: \"%d\"}, expr: %s}\n", recorded.Len(), expr)
+			}
+		}
+		path := filepath.Join(shared(), "dashboard-rules.yml")
+		require.NoError(t, os.WriteFile(path, []byte(recorded.String()), 0o644))
+		judge(t, "promtool", "check", "rules", path)
+	})
+
+	t.Run("the metrics exist", func(t *testing.T) {
+		exposed := read(repoDir(), "metrics.go") + read(repoDir(), "ansible", "roles", "postgres", "templates", "footfall-backup.j2")
+		used := regexp.MustCompile(`\bfootfall_\w+`).FindAllString(rules+tests+read(role, "files", "dashboard.json"), -1)
+		for _, metric := range used {
+			metric = strings.TrimSuffix(metric, "_bucket") // of a histogram
+			assert.Regexp(t, `\b`+metric+`\b`, exposed)
+		}
+	})
+
+	t.Run("configuration", func(t *testing.T) {
+		inventory := filepath.Join(shared(), "monitoring", "hosts")
+		settings := filepath.Join(shared(), "monitoring", "group_vars", "all.yml")
+		require.NoError(t, os.MkdirAll(filepath.Dir(settings), 0o755))
+		require.NoError(t, os.WriteFile(inventory, []byte("[footfall]\nfootfall-1 private_ip=10.0.0.1\nfootfall-2 private_ip=10.0.0.2\n"), 0o644))
+		require.NoError(t, os.WriteFile(settings, []byte(read(repoDir(), "ansible", "group_vars", "all.yml")), 0o644))
+		// The path at which the rules lie on a host: promtool reads them, too.
+		judge(t, "install", "-D", "-m", "644", filepath.Join(role, "files", "alerts.yml"), "/etc/prometheus/footfall-alerts.yml")
+		for _, database := range []string{"", "postgres://elsewhere/footfall"} {
+			p := tryAnsible(t, nil, inventory, filepath.Join(repoDir(), "e2e", "monitoring.yml"), "-e", "out="+shared(), "-e", "database_url="+database)
+			p.require(t)
+			judge(t, "promtool", "check", "config", filepath.Join(shared(), "prometheus.yml"))
+			judge(t, "amtool", "check-config", filepath.Join(shared(), "alertmanager.yml"))
+		}
+	})
+}
