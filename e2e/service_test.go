@@ -1,0 +1,184 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A service is two hosts on which the release in the repository runs, brought up by site.yml. The
+// tests that need it share one.
+type service struct {
+	*fleet
+	version  string
+	first    play     // the site.yml that brought it up
+	settings []string // arguments of every playbook
+}
+
+var shareService struct {
+	sync.Mutex
+	*service
+}
+
+// converged is the shared service, brought up by whoever asks first.
+func converged(t *testing.T) *service {
+	t.Helper()
+	shareService.Lock()
+	defer shareService.Unlock()
+	if shareService.service != nil {
+		return shareService.service
+	}
+	setUp(t)
+	text, err := os.ReadFile(filepath.Join(repoDir(), "version.txt"))
+	require.NoError(t, err)
+	s := &service{version: strings.TrimSpace(string(text))}
+	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "postgres_image_archive=" + archive(t, "postgres:17"),
+		// All of a test's clients have one address.
+		"-e", "requests_per_second=100000"}
+	image := release(t, "", s.version)
+	s.fleet = bootHosts(t, 2)
+	s.first = s.play(t, "site.yml", "-e", "app_image_archive="+archive(t, image))
+	s.first.require(t)
+	shareService.service = s
+	return s
+}
+
+// edge is the host that the visitors reach, and the database's.
+func (s *service) edge() *host { return s.hosts[0] }
+
+func (s *service) url(path string) string { return "http://" + s.edge().ip + path }
+
+// play runs a playbook on the service, which may fail.
+func (s *service) play(t *testing.T, playbook string, args ...string) play {
+	t.Helper()
+	return tryAnsible(t, nil, s.inventory, playbook, append(args, s.settings...)...)
+}
+
+// deploy runs deploy.yml for a version whose image is on this machine.
+func (s *service) deploy(t *testing.T, version string, args ...string) play {
+	t.Helper()
+	return s.play(t, "deploy.yml", append(args, "-e", "version="+version, "-e", "app_image_archive="+archive(t, appImage()+":"+version))...)
+}
+
+// variant makes a release's image from a changed copy of the repository: the repository's
+// own image with another binary.
+func variant(t *testing.T, base, version string, change func(dir string)) {
+	t.Helper()
+	dir := copyRepo(t)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "version.txt"), []byte(version+"\n"), 0o644))
+	change(dir)
+	require.NoError(t, step("build variant "+version, func() error {
+		context := t.TempDir()
+		if _, err := sh("env", "CGO_ENABLED=0", "go", "build", "-C", dir, "-buildvcs=false", "-trimpath",
+			"-ldflags", "-s -w -X main.version="+version, "-o", filepath.Join(context, "footfall"), "."); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(context, "Dockerfile"), []byte("FROM "+appImage()+":"+base+"\nCOPY footfall /footfall\n"), 0o644); err != nil {
+			return err
+		}
+		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "-t", appImage()+":"+version, context)
+		return err
+	}))
+	atEnd(func() { docker("rmi", "-f", appImage()+":"+version) })
+}
+
+// live is, in a shell on a host, the id of the container that serves there.
+const live = "$(docker ps -q -f name=footfall-blue -f name=footfall-green)"
+
+// get asks the service and returns status and body.
+func (s *service) get(path string, header ...string) (int, string, error) {
+	return fetch(s.url(path), header...)
+}
+
+// fetch makes one GET, each on a connection of its own; header is name and value, several times.
+func fetch(url string, header ...string) (int, string, error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
+}
+
+// visit opens the page, which has to be there.
+func (s *service) visit(t *testing.T, header ...string) string {
+	t.Helper()
+	status, body, err := s.get("/", header...)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, body)
+	return body
+}
+
+// totals are what /api/stats says.
+type totals struct {
+	Visits, Visitors int
+}
+
+func (s *service) totals(t *testing.T) totals {
+	t.Helper()
+	var n totals
+	status, body, err := s.get("/api/stats")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, body)
+	require.NoError(t, json.Unmarshal([]byte(body), &n))
+	return n
+}
+
+// running is the version that each host's live slot answers with.
+func (s *service) running(t *testing.T) []string {
+	t.Helper()
+	var all []string
+	for _, h := range s.hosts {
+		var v struct{ Version string }
+		body := h.must(t, "curl -sf --unix-socket /var/lib/footfall/live.sock http://footfall/version")
+		require.NoError(t, json.Unmarshal([]byte(body), &v), body)
+		all = append(all, v.Version)
+	}
+	return all
+}
+
+// sql asks the service's database.
+func (s *service) sql(t *testing.T, query string) string {
+	t.Helper()
+	return s.edge().must(t, fmt.Sprintf("docker exec footfall-postgres psql -U postgres -d footfall -qAtc %q", query))
+}
+
+// recount runs footfall verify on the live database; it fails on a difference.
+func (s *service) recount(t *testing.T) string {
+	t.Helper()
+	return s.edge().must(t, "docker exec "+live+" /footfall verify")
+}
+
+// awaitPage waits until a visit is answered 200 and says how long that took.
+func (s *service) awaitPage(t *testing.T, limit time.Duration, what string) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	eventually(t, limit, what, func() error {
+		status, body, err := s.get("/")
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d: %.200s", status, body)
+		}
+		return err
+	})
+	return time.Since(begin)
+}
