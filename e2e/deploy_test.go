@@ -1,0 +1,99 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestDeployUnderLoad replaces the release while clients with kept-alive connections ask on: an
+// upgrade with a migration, a release that never gets ready, a second deployment meanwhile, the
+// way back. Not one request of at least 50,000 may fail.
+func TestDeployUnderLoad(t *testing.T) {
+	s := converged(t)
+	const upgrade, broken = "99.1.0", "99.2.0"
+	variant(t, s.version, upgrade, func(dir string) {
+		files, err := filepath.Glob(filepath.Join(dir, "sql", "*.sql"))
+		require.NoError(t, err)
+		name := fmt.Sprintf("%04d_upgrade.sql", len(files)+1)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "sql", name), []byte("CREATE TABLE upgrade (at timestamptz);\n"), 0o644))
+	})
+	variant(t, s.version, broken, func(dir string) {
+		// It migrates, but hangs instead of serving.
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "hang.go"), []byte(`package main
+
+import ("fmt"; "os")
+
+func init() {
+	if len(os.Args) == 1 {
+		fmt.Println("this release hangs before it serves")
+		select {}
+	}
+}
+`), 0o644))
+	})
+	before := s.totals(t)
+	visits := 0 // by the role verify, two a run
+	l := startLoad(t, s.url("/"), 16, 12*time.Millisecond)
+	part := func(name string, do func() play) play {
+		t.Helper()
+		from := l.sent()
+		p := do()
+		record(name+" under load", l.sent()-from, 0, p.Took, "")
+		return p
+	}
+
+	p := part("upgrade with a migration", func() play { return s.deploy(t, upgrade) })
+	p.require(t)
+	visits += 2
+	assert.Equal(t, []string{upgrade, upgrade}, s.running(t))
+	assert.Equal(t, "1", s.sql(t, "SELECT count(*) FROM pg_class WHERE relname = 'upgrade'"))
+
+	// While the broken release is given its time, a second deployment is refused.
+	first := make(chan play)
+	go func() { first <- s.deploy(t, broken, "-e", "app_ready_timeout=20") }()
+	eventually(t, time.Minute, "the broken release's deployment takes the lock", func() error {
+		_, err := s.edge().sh("systemctl is-active footfall-deploy")
+		return err
+	})
+	second := s.play(t, "deploy.yml", "-e", "version="+s.version)
+	assert.Error(t, second.Err)
+	assert.Contains(t, second.Output, "take the deploy lock on footfall-1: held, Deployment by")
+	p = part("release that never gets ready", func() play { return <-first })
+	assert.Error(t, p.Err)
+	assert.Contains(t, p.Output, "this release hangs before it serves", "the container's log")
+	assert.Equal(t, []string{upgrade, upgrade}, s.running(t))
+	for _, h := range s.hosts {
+		assert.NotContains(t, h.must(t, "docker ps -a --format '{{.Image}}'"), ":"+broken)
+	}
+
+	p = part("rollback", func() play { return s.deploy(t, s.version) })
+	p.require(t)
+	visits += 2
+	assert.Equal(t, []string{s.version, s.version}, s.running(t))
+	eventually(t, 3*time.Minute, "50,000 requests", func() error {
+		if n := l.sent(); n < 50_000 {
+			return fmt.Errorf("%d so far", n)
+		}
+		return nil
+	})
+
+	r := l.finish()
+	record("upgrade, broken release, rollback", r.Requests, r.Failed, r.Took, "slowest answer %d ms", r.Slowest.Milliseconds())
+	assert.Zero(t, r.Failed, "%s", r)
+	assert.Equal(t, before.Visits+r.Counted+visits, s.totals(t).Visits, "each answered visit is counted once")
+	t.Log(s.recount(t))
+
+	history := s.edge().must(t, "cat /var/lib/footfall/deployments.jsonl")
+	assert.Regexp(t, `(?s)"to": "99.1.0", "result": "deployed".*"to": "99.2.0", "result": "failed".*"from": "99.1.0", "to": "`+s.version+`", "result": "deployed"`, history)
+	images := s.edge().must(t, "docker images --format '{{.Tag}}' "+appImage())
+	assert.NotContains(t, images, broken, "a failed release's image is kept")
+	assert.Contains(t, images, upgrade, "the way forward again")
+}
