@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"net"
 	"net/url"
 	"strconv"
@@ -23,7 +22,8 @@ type cutter struct {
 	mu    sync.Mutex
 	armed cut
 	cuts  int
-	conns map[net.Conn]bool
+	conns map[net.Conn]net.Conn // from the program; to the database
+	left  map[net.Conn]bool     // to the database, which does not learn that nobody listens
 }
 
 type cut int
@@ -33,7 +33,6 @@ const (
 	cutRequest     // the request is not passed on
 	cutAfter       // the request is passed on, its answer not awaited
 	cutAnswer      // the answer has come, and is not passed on
-	leaveAlone     // as cutAfter, but the database does not learn that nobody listens
 )
 
 // newCutter listens in front of the database of databaseURL and returns the
@@ -41,7 +40,7 @@ const (
 func newCutter(t testing.TB, databaseURL string) (*cutter, string) {
 	t.Helper()
 	cfg := connConfig(t, databaseURL)
-	c := &cutter{conns: map[net.Conn]bool{}}
+	c := &cutter{conns: map[net.Conn]net.Conn{}, left: map[net.Conn]bool{}}
 	c.network, c.database = pgconn.NetworkAddress(cfg.Host, cfg.Port)
 	var err error
 	c.ln, err = net.Listen("tcp", "127.0.0.1:0")
@@ -51,8 +50,12 @@ func newCutter(t testing.TB, databaseURL string) (*cutter, string) {
 		c.ln.Close()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		for conn := range c.conns {
-			conn.Close()
+		for client, server := range c.conns {
+			client.Close()
+			server.Close()
+		}
+		for server := range c.left {
+			server.Close()
 		}
 	})
 	addr := c.ln.Addr().(*net.TCPAddr)
@@ -102,15 +105,26 @@ func (c *cutter) accept() {
 			continue
 		}
 		c.mu.Lock()
-		c.conns[client], c.conns[server] = true, true
+		c.conns[client] = server
 		c.mu.Unlock()
 		go c.pass(client, server)
 	}
 }
 
+// abandon cuts all connections off the program, while the database believes
+// that it is still there: so a broken network looks.
+func (c *cutter) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for client, server := range c.conns {
+		c.left[server] = true
+		delete(c.conns, client)
+		client.Close()
+	}
+}
+
 // pass relays a connection until either side ends or it is cut.
 func (c *cutter) pass(client, server net.Conn) {
-	defer client.Close()
 	withhold := make(chan struct{}) // closed: the answer is not to be passed on
 	answered := make(chan struct{}) // closed: no more answers
 	go func() {
@@ -142,21 +156,12 @@ func (c *cutter) pass(client, server net.Conn) {
 			if how = c.fire(); how == cutRequest {
 				break
 			}
-			if how == cutAnswer || how == leaveAlone {
+			if how == cutAnswer {
 				close(withhold)
 			}
 			if _, werr := server.Write(buf[:n]); werr != nil {
 				break
 			}
-		}
-		if how == leaveAlone {
-			client.Close()
-			go func() { // the database's side stays open until it is done
-				<-answered
-				io.Copy(io.Discard, server)
-				server.Close()
-			}()
-			return
 		}
 		if how == cutAnswer {
 			<-answered
@@ -165,9 +170,11 @@ func (c *cutter) pass(client, server net.Conn) {
 			break
 		}
 	}
-	server.Close()
+	client.Close()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	delete(c.conns, client)
-	delete(c.conns, server)
-	c.mu.Unlock()
+	if !c.left[server] {
+		server.Close()
+	}
 }

@@ -388,8 +388,9 @@ func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
 	numbersOf(t, hand(t, r, numbered(1)))
 
 	release := holdTotals(t, s)
-	cutter.arm(leaveAlone)
 	visits := hand(t, r, numbered(1), numbered(2))
+	eventually(t, "the first try waits", func() bool { return blocked(t, s) == 1 })
+	cutter.abandon()
 	eventually(t, "both tries wait", func() bool { return blocked(t, s) == 2 })
 	release()
 	assert.Equal(t, []int64{2, 1}, numbersOf(t, visits))
@@ -410,15 +411,14 @@ func TestNumberOfAGivenUpBatch(t *testing.T) {
 	numbersOf(t, hand(t, r, numbered(1)))
 
 	release := holdTotals(t, s)
-	cutter.arm(leaveAlone)
-	r.mu.Lock()
-	given, err := r.join(numbered(1))
-	r.mu.Unlock()
-	require.NoError(t, err)
-	r.signal()
-	eventually(t, "the first try waits", func() bool { return blocked(t, s) >= 1 })
-	<-given.done
-	require.Error(t, given.err)
+	given := make(chan error, 1)
+	go func() {
+		_, err := r.record(numbered(1))
+		given <- err
+	}()
+	eventually(t, "the first try waits", func() bool { return blocked(t, s) == 1 })
+	cutter.abandon()
+	require.Error(t, <-given)
 	release()
 	eventually(t, "the given-up batch was counted after all", func() bool { return visitsOf(t, s, numbered(1)) == 2 })
 	assert.Equal(t, []int64{1}, numbersOf(t, hand(t, r, numbered(2))))

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// newStandby makes a synchronous standby of c: from then on c confirms only
+// what the standby has, too.
+func newStandby(t testing.TB, c *testCluster) *testCluster {
+	t.Helper()
+	dir, err := clusterDir()
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	data := filepath.Join(dir, "data")
+	require.NoError(t, os.Mkdir(data, 0o700))
+	require.NoError(t, c.own(data))
+	output, err := c.command(t.Context(), "pg_basebackup", "--pgdata", data, "--write-recovery-conf", "--checkpoint=fast",
+		"--host", c.sockets, "--username", "footfall").CombinedOutput()
+	require.NoError(t, err, "%s", output)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "complete"), nil, 0o644)) // initdb has nothing to do
+	standby, err := startCluster(t.Context(), dir, c.options...)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, standby.stop()) })
+
+	primary := openTestStore(t, c.url("footfall"))
+	_, err = primary.reads.ExecContext(t.Context(), `ALTER SYSTEM SET synchronous_standby_names = '*'`)
+	require.NoError(t, err)
+	_, err = primary.reads.ExecContext(t.Context(), `SELECT pg_reload_conf()`)
+	require.NoError(t, err)
+	awaitReplication(t, primary)
+	return &testCluster{standby, c.options}
+}
+
+// awaitReplication returns when commits wait for a standby that answers.
+func awaitReplication(t testing.TB, primary *store) {
+	t.Helper()
+	eventually(t, "the standby is synchronous", func() bool {
+		var n int
+		scan(t, primary, &n, `SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'`)
+		return n == 1
+	})
+}
+
+// The primary dies while visits are counted, and the standby takes its place.
+func TestFailover(t *testing.T) {
+	primary := newCluster(t)
+	p := openTestStore(t, primary.url("footfall"))
+	_, err := migrate(t.Context(), p.reads, ourMigrations())
+	require.NoError(t, err)
+	standby := newStandby(t, primary)
+
+	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
+		url.QueryEscape(primary.sockets+","+standby.sockets))
+	r := newTestRecorder(t, s)
+	l := newLedger()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for visitor := range 16 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				sent := time.Now()
+				v, err := r.record(numbered(visitor))
+				var number int64
+				if err == nil {
+					number = v.number()
+				}
+				l.note(visitor, number, sent, err)
+			}
+		})
+	}
+	eventually(t, "counting", func() bool { return l.countedSince(time.Now().Add(-time.Second)) })
+	primary.end(t, syscall.SIGKILL)
+	start := time.Now()
+	output, err := standby.command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.data()).CombinedOutput()
+	require.NoError(t, err, "%s", output)
+	promoted := time.Now()
+	eventually(t, "counting again", func() bool { return l.countedSince(promoted) })
+	took := time.Since(promoted)
+	t.Logf("counting again %s after the promotion, %s after the primary's death", took, time.Since(start))
+	assert.Less(t, took, 5*time.Second)
+	close(stop)
+	wg.Wait()
+
+	new := openTestStore(t, standby.url("footfall"))
+	eventually(t, "no batch is left behind", func() bool { return blocked(t, new) == 0 })
+	var rows int64
+	for visitor := range 16 {
+		row := visitsOf(t, new, numbered(visitor))
+		confirmed := int64(len(l.told[visitor]))
+		assert.GreaterOrEqual(t, row, confirmed, "lost")
+		assert.LessOrEqual(t, row, confirmed+l.unconfirmed[visitor], "doubled")
+		for number := range l.told[visitor] {
+			assert.LessOrEqual(t, number, row, "lost")
+		}
+		rows += row
+	}
+	assert.Zero(t, l.twice)
+	requireExactly(t, new, rows)
+}
+
+// A backend that is terminated while it waits for the standby has committed on
+// the primary alone. Its batch is not confirmed before the standby has it.
+func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
+	primary := newCluster(t)
+	s := openTestStore(t, primary.url("footfall"))
+	_, err := migrate(t.Context(), s.reads, ourMigrations())
+	require.NoError(t, err)
+	standby := newStandby(t, primary)
+	r := newTestRecorder(t, s)
+	numbersOf(t, hand(t, r, numbered(1)))
+
+	standby.end(t, syscall.SIGQUIT)
+	visits := hand(t, r, numbered(1), numbered(1))
+	waiting := func() (pid int) {
+		scan(t, s, &pid, `SELECT COALESCE(max(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+		return pid
+	}
+	var first int
+	eventually(t, "the batch waits for the standby", func() bool { first = waiting(); return first != 0 })
+	var ok bool
+	scan(t, s, &ok, `SELECT pg_terminate_backend($1)`, first)
+	eventually(t, "its next try waits, too", func() bool {
+		select {
+		case <-visits[0].done:
+			require.Fail(t, "confirmed without the standby")
+		default:
+		}
+		pid := waiting()
+		return pid != 0 && pid != first
+	})
+	standby.begin(t)
+	assert.Equal(t, []int64{2, 3}, numbersOf(t, visits))
+	requireExactly(t, s, 3)
+}
