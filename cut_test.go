@@ -123,6 +123,11 @@ func (c *cutter) abandon() {
 	}
 }
 
+// cancelRequest is the length in bytes of the message that asks the database
+// to stop what a broken connection was doing; the one that opens a connection
+// is longer. A network that breaks loses it, too.
+const cancelRequest = 16
+
 // pass relays a connection until either side ends or it is cut.
 func (c *cutter) pass(client, server net.Conn) {
 	withhold := make(chan struct{}) // closed: the answer is not to be passed on
@@ -149,9 +154,12 @@ func (c *cutter) pass(client, server net.Conn) {
 		}
 	}()
 	buf := make([]byte, 32<<10)
-	for {
+	for first := true; ; first = false {
 		n, err := client.Read(buf)
 		how := noCut
+		if first && n == cancelRequest {
+			break
+		}
 		if n > 0 {
 			if how = c.fire(); how == cutRequest {
 				break
