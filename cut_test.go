@@ -22,6 +22,7 @@ type cutter struct {
 	mu    sync.Mutex
 	armed cut
 	cuts  int
+	onCut func()                // nil: nobody wants to know
 	conns map[net.Conn]net.Conn // from the program; to the database
 	left  map[net.Conn]bool     // to the database, which does not learn that nobody listens
 }
@@ -89,6 +90,9 @@ func (c *cutter) fire() cut {
 	c.armed = noCut
 	if how != noCut {
 		c.cuts++
+		if c.onCut != nil {
+			c.onCut()
+		}
 	}
 	return how
 }

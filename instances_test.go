@@ -81,6 +81,9 @@ func (i *instance) kill(t testing.TB) {
 
 var pageNumber = regexp.MustCompile(`You have visited this page <strong>([0-9,]+)</strong>`)
 
+// address is the visitors' address number i.
+func address(i int) string { return fmt.Sprintf("203.0.%d.%d", i/256, i%256) }
+
 // visitPage makes a visit from address number i and returns the number that
 // the page says. Any error means that the visit may or may not be counted.
 func visitPage(client *http.Client, url string, i int) (int64, error) {
@@ -88,7 +91,7 @@ func visitPage(client *http.Client, url string, i int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	request.Header.Set("X-Forwarded-For", fmt.Sprintf("203.0.%d.%d", i/256, i%256))
+	request.Header.Set("X-Forwarded-For", address(i))
 	response, err := client.Do(request)
 	if err != nil {
 		return 0, err
@@ -108,38 +111,49 @@ func visitPage(client *http.Client, url string, i int) (int64, error) {
 	return strconv.ParseInt(strings.ReplaceAll(string(match[1]), ",", ""), 10, 64)
 }
 
-// ledger is what clients know: the numbers that each visitor was told, and how
-// many visits nobody confirmed.
+// ledger is what the clients know since they last compared: the numbers that
+// each visitor was told, and how many visits nobody confirmed.
 type ledger struct {
 	mu          sync.Mutex
+	rows        map[int]int64 // by visitor, at the last comparison
 	told        map[int]map[int64]bool
 	unconfirmed map[int]int64
-	confirmed   int64
-	twice       int64 // numbers that one visitor was told twice
-	last        time.Time
+	twice       int64 // numbers that a visitor was told twice
+
+	allConfirmed, allUnconfirmed int64
+	last                         time.Time // when the newest confirmed visit was sent
+	watched                      time.Time // by watch
+	again                        time.Time // the first confirmation of a visit sent after it; zero: none yet
 }
 
 func newLedger() *ledger {
-	return &ledger{told: map[int]map[int64]bool{}, unconfirmed: map[int]int64{}}
+	return &ledger{rows: map[int]int64{}, told: map[int]map[int64]bool{}, unconfirmed: map[int]int64{}}
 }
 
+// note takes in what a visit that was sent at that time got.
 func (l *ledger) note(visitor int, number int64, sent time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	told := l.told[visitor]
+	if told == nil {
+		told = map[int64]bool{}
+		l.told[visitor] = told
+	}
 	if err != nil {
 		l.unconfirmed[visitor]++
+		l.allUnconfirmed++
 		return
 	}
-	if l.told[visitor] == nil {
-		l.told[visitor] = map[int64]bool{}
-	}
-	if l.told[visitor][number] {
+	if told[number] {
 		l.twice++
 	}
-	l.told[visitor][number] = true
-	l.confirmed++
+	told[number] = true
+	l.allConfirmed++
 	if sent.After(l.last) {
 		l.last = sent
+	}
+	if l.again.IsZero() && sent.After(l.watched) {
+		l.again = time.Now()
 	}
 }
 
@@ -150,33 +164,57 @@ func (l *ledger) countedSince(start time.Time) bool {
 	return l.last.After(start)
 }
 
-// compare holds the ledger against the rows. Nobody may visit meanwhile. A
-// visit is lost when it was confirmed and does not stand in its visitor's row;
-// doubled is what a row has beyond all visits made, and a number told twice.
-func (l *ledger) compare(t testing.TB, s *store, h hasher) (lost, doubled int64) {
-	t.Helper()
+// watch starts the clock: something has just broken.
+func (l *ledger) watch() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watched, l.again = time.Now(), time.Time{}
+}
+
+// back returns how long after watch visits were confirmed again; 0: not yet.
+func (l *ledger) back() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.again.IsZero() {
+		return 0
+	}
+	return l.again.Sub(l.watched)
+}
+
+// compare holds the ledger against the visitors' rows, and begins a new one.
+// Nobody may visit meanwhile. A visit is lost when it was confirmed and does
+// not stand in its visitor's row; doubled is what a row has beyond all visits
+// made, and a number told twice.
+func (l *ledger) compare(row func(visitor int) int64) (lost, doubled int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	doubled = l.twice
-	for visitor := range l.unconfirmed {
-		if l.told[visitor] == nil {
-			l.told[visitor] = map[int64]bool{}
-		}
-	}
 	for visitor, told := range l.told {
-		addr, ok := parseForwarded(fmt.Sprintf("203.0.%d.%d", visitor/256, visitor%256))
-		require.True(t, ok)
-		row := visitsOf(t, s, h.visitor(addr))
+		before, now := l.rows[visitor], row(visitor)
 		confirmed := int64(len(told))
+		lost += max(0, before+confirmed-now)
+		doubled += max(0, now-before-confirmed-l.unconfirmed[visitor])
 		for number := range told {
-			if number > row {
+			if number > now {
 				lost++
 			}
+			if number <= before {
+				doubled++
+			}
 		}
-		lost += max(0, confirmed-row)
-		doubled += max(0, row-confirmed-l.unconfirmed[visitor])
+		l.rows[visitor] = now
 	}
+	l.told, l.unconfirmed, l.twice = map[int]map[int64]bool{}, map[int]int64{}, 0
 	return lost, doubled
+}
+
+// rowOf reads the visits of address number i.
+func rowOf(t testing.TB, s *store, h hasher) func(i int) int64 {
+	return func(i int) int64 {
+		addr, ok := parseForwarded(address(i))
+		require.True(t, ok)
+		return visitsOf(t, s, h.visitor(addr))
+	}
 }
 
 // keptKey returns the hasher of a database that keeps its own key.
@@ -216,10 +254,10 @@ func TestInstancesShareADatabase(t *testing.T) {
 	}
 	wg.Wait()
 	s := openTestStore(t, databaseURL)
-	lost, doubled := l.compare(t, s, keptKey(t, s))
+	lost, doubled := l.compare(rowOf(t, s, keptKey(t, s)))
 	assert.Zero(t, lost)
 	assert.Zero(t, doubled)
-	assert.EqualValues(t, clients*visitsEach, l.confirmed)
+	assert.EqualValues(t, clients*visitsEach, l.allConfirmed)
 	requireExactly(t, s, clients*visitsEach)
 	output, err := program(databaseURL, "", "verify").CombinedOutput()
 	assert.NoError(t, err, "%s", output)

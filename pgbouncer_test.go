@@ -99,7 +99,7 @@ func TestBehindPgBouncer(t *testing.T) {
 			assert.Equal(t, http.StatusOK, response.StatusCode)
 
 			direct := openTestStore(t, c.url("footfall"))
-			lost, doubled := l.compare(t, direct, keptKey(t, direct))
+			lost, doubled := l.compare(rowOf(t, direct, keptKey(t, direct)))
 			assert.Zero(t, lost)
 			assert.Zero(t, doubled)
 			requireExactly(t, direct, clients*visits)

@@ -1,0 +1,168 @@
+//go:build soak
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// fault is one row of the table.
+type fault struct {
+	name          string
+	left          int // how often it is still to strike
+	strike        func()
+	took          []time.Duration // until counting again
+	lost, doubled int64
+}
+
+// Clients count on while one thing after the other breaks. After each fault
+// every confirmed visit stands in the database, once. The table that this
+// prints and writes to bench/out/faults.md is the README's.
+func TestSoakFaults(t *testing.T) {
+	const clients, visitors = 16, 50
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+
+	// What is confirmed must survive the server's fall: no fast options here.
+	postgres := newCluster(t, "fsync=on", "full_page_writes=on")
+	cutter, through := newCutter(t, postgres.url("footfall"))
+	// One address for all lives of the program, as behind systemd.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	listen := ln.Addr().String()
+	require.NoError(t, ln.Close())
+	footfall := startInstance(t, through, listen)
+	s := openTestStore(t, postgres.url("footfall"))
+	s.reads.SetMaxIdleConns(0) // none that a fault has broken
+	h := keptKey(t, s)
+
+	l := newLedger()
+	var pause sync.RWMutex // held by the test while nobody may visit
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
+	defer end()
+	for i := range clients {
+		random := rand.New(rand.NewPCG(seed, uint64(i+1)))
+		client := &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				pause.RLock()
+				visitor := random.IntN(visitors)
+				sent := time.Now()
+				number, err := visitPage(client, "http://"+listen+"/", visitor)
+				dial, failed := errors.AsType[*net.OpError](err)
+				refused := failed && dial.Op == "dial"
+				if !refused { // then there was no visit
+					l.note(visitor, number, sent, err)
+				}
+				pause.RUnlock()
+				if refused {
+					<-time.After(5 * time.Millisecond) // leaves the processor to what is starting
+				}
+			}
+		})
+	}
+
+	cutter.onCut = l.watch
+	cutNext := func(how cut) func() {
+		return func() {
+			cutter.arm(how)
+			eventually(t, "the cut", cutter.done)
+		}
+	}
+	faults := []*fault{
+		{name: "connection cut before the batch is passed on", left: 70, strike: cutNext(cutRequest)},
+		{name: "connection cut right after the batch is passed on", left: 80, strike: cutNext(cutAfter)},
+		{name: "connection cut after the commit, its answer lost", left: 80, strike: cutNext(cutAnswer)},
+		{name: "every backend terminated", left: 40, strike: func() {
+			_, err := s.reads.ExecContext(t.Context(), `
+				SELECT pg_terminate_backend(pid)
+				FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+			require.NoError(t, err)
+			l.watch()
+		}},
+		{name: "PostgreSQL stopped with -m immediate, started again", left: 40, strike: func() {
+			postgres.end(t, syscall.SIGQUIT) // the signal that pg_ctl sends
+			l.watch()
+			postgres.begin(t)
+		}},
+		{name: "footfall killed with -9, started again", left: 40, strike: func() {
+			footfall.kill(t)
+			l.watch()
+			footfall = startInstance(t, through, listen)
+		}},
+	}
+	// check compares while nobody visits.
+	check := func(f *fault) {
+		pause.Lock()
+		defer pause.Unlock()
+		eventually(t, "no batch is left behind", func() bool {
+			var active int
+			scan(t, s, &active, `
+				SELECT count(*)
+				FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'`)
+			return active == 0
+		})
+		lost, doubled := l.compare(rowOf(t, s, h))
+		assert.Zero(t, lost, "lost by: %s", f.name)
+		assert.Zero(t, doubled, "doubled by: %s", f.name)
+		f.lost += lost
+		f.doubled += doubled
+		checks, err := s.verify(t.Context())
+		require.NoError(t, err)
+		for _, c := range checks {
+			assert.Equal(t, c.kept, c.sum, "%s, after: %s", c.what, f.name)
+		}
+	}
+	for rest := slices.Clone(faults); len(rest) > 0; {
+		i := random.IntN(len(rest))
+		f := rest[i]
+		resumed := time.Now()
+		eventually(t, "counting", func() bool { return l.countedSince(resumed) })
+		f.strike()
+		eventually(t, "counting again", func() bool { return l.back() > 0 })
+		f.took = append(f.took, l.back())
+		check(f)
+		if f.left--; f.left == 0 {
+			rest = slices.Delete(rest, i, i+1)
+		}
+	}
+
+	end()
+	var table strings.Builder
+	fmt.Fprintln(&table, "| fault | times | lost | doubled | seconds until counting again: median | longest |")
+	fmt.Fprintln(&table, "| --- | ---: | ---: | ---: | ---: | ---: |")
+	for _, f := range faults {
+		slices.Sort(f.took)
+		fmt.Fprintf(&table, "| %s | %d | %d | %d | %.3f | %.3f |\n", f.name, len(f.took), f.lost, f.doubled,
+			f.took[len(f.took)/2].Seconds(), f.took[len(f.took)-1].Seconds())
+	}
+	fmt.Fprintf(&table, "\n%d visits were confirmed; %d requests got a 503 or no answer.\n", l.allConfirmed, l.allUnconfirmed)
+	t.Log("\n" + table.String())
+	require.NoError(t, os.MkdirAll(filepath.Join("bench", "out"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join("bench", "out", "faults.md"), []byte(table.String()), 0o644))
+}
