@@ -177,7 +177,16 @@ func (c *testCluster) begin(t testing.TB) {
 // eventually awaits a condition, looking every 5 ms.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	require.Eventually(t, condition, 30*time.Second, 5*time.Millisecond, what)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(30 * time.Second)
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-late:
+			require.FailNow(t, "never came: "+what)
+		}
+	}
 }
 
 // logLines gathers what a program prints, for tests that read it.
