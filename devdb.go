@@ -110,6 +110,11 @@ func startCluster(ctx context.Context, dir string, options ...string) (_ *cluste
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the cluster's folder: %w", err)
 	}
+	if c.as != nil { // whatever the umask, the server's account must get in
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("open the cluster's folder to the server's account: %w", err)
+		}
+	}
 	if c.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("lock the cluster: %w", err)
 	}

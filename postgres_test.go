@@ -179,7 +179,7 @@ func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(30 * time.Second)
+	late := time.After(60 * time.Second)
 	for !condition() {
 		select {
 		case <-tick.C:
