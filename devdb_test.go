@@ -107,7 +107,7 @@ func TestDevHalfMade(t *testing.T) {
 // run as root, else whoever runs them.
 func developer(t testing.TB, home string) *exec.Cmd {
 	t.Helper()
-	cmd := command(t, []string{"dev"}, "HOME", home, "XDG_CACHE_HOME", filepath.Join(home, "cache"), "LISTEN_ADDR", "127.0.0.1:0")
+	cmd := command(t, []string{"dev"}, "HOME", home, "XDG_CACHE_HOME", filepath.Join(home, "cache"), "LISTEN_ADDR", "127.0.0.1:0", "GOCOVERDIR", home)
 	// In a group of its own, so that a kill hits nothing else.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Dir = home

@@ -105,7 +105,8 @@ func command(t testing.TB, args []string, pairs ...string) *exec.Cmd {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	cmd := exec.Command(self, args...)
-	cmd.Env = []string{beFootfall + "=yes", "PATH=" + os.Getenv("PATH")}
+	// Without GOCOVERDIR a binary built for coverage adds a warning to what it says.
+	cmd.Env = []string{beFootfall + "=yes", "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + t.TempDir()}
 	for i := 0; i < len(pairs); i += 2 {
 		cmd.Env = append(cmd.Env, pairs[i]+"="+pairs[i+1])
 	}
