@@ -113,9 +113,8 @@ e2e: ## real hosts, containers, deployments and a browser; about 25 minutes, as 
 
 .PHONY: bench
 bench: need-postgres need-wrk ## the load tests behind the README's figures
-	@mkdir -p bench/out
-	go run ./bench | tee bench/out/figures.txt
-	@if [ -n "$${GITHUB_STEP_SUMMARY:-}" ]; then cat bench/out/figures.txt >> "$$GITHUB_STEP_SUMMARY"; fi
+	go run ./bench
+	@if [ -n "$${GITHUB_STEP_SUMMARY:-}" ]; then cat bench/results.md >> "$$GITHUB_STEP_SUMMARY"; fi
 
 .PHONY: soak
 soak: need-postgres need-pgbouncer need-cc ## the tests that take longer than 20 seconds

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,6 +68,9 @@ func version(root string) ([]string, error) {
 
 // migrations: no file in sql/ differs from the last release, since databases have it applied as it was.
 func migrations(root string) ([]string, error) {
+	if _, err := os.Stat(filepath.Join(root, ".git")); os.IsNotExist(err) {
+		return nil, nil // an unpacked archive: nothing is released from it
+	}
 	if shallow, err := git(root, "rev-parse", "--is-shallow-repository"); err != nil {
 		return nil, err
 	} else if shallow == "true" {
@@ -88,6 +92,9 @@ func migrations(root string) ([]string, error) {
 
 func git(root string, args ...string) (string, error) {
 	out, err := exec.Command("git", append([]string{"-C", root}, args...)...).Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = errors.New(strings.TrimSpace(string(exit.Stderr)))
+	}
 	if err != nil {
 		return "", fmt.Errorf("git %s in %s: %w", strings.Join(args, " "), root, err)
 	}

@@ -109,6 +109,19 @@ func TestMigrationsNeedTheHistory(t *testing.T) {
 	assert.Equal(t, []string{"this clone has no history to compare the migrations with: run git fetch --unshallow --tags"}, broken)
 }
 
+func TestAnArchiveHasNoHistory(t *testing.T) {
+	root := release(t, map[string]string{"sql/0001_first.sql": "SELECT 1;\n"})
+	require.NoError(t, os.RemoveAll(filepath.Join(root, ".git")))
+	broken, err := migrations(root)
+	require.NoError(t, err)
+	assert.Empty(t, broken)
+
+	// But a history that git refuses to read is not taken for none.
+	require.NoError(t, os.WriteFile(filepath.Join(root, ".git"), []byte("gitdir: /nowhere\n"), 0o644))
+	_, err = migrations(root)
+	assert.ErrorContains(t, err, "not a git repository")
+}
+
 // release returns a repository with the files of this one that check reads, and those given instead, committed and
 // tagged v1.2.3.
 func release(t *testing.T, files map[string]string) string {
