@@ -18,14 +18,7 @@ found() {
 }
 
 as_root() {
-	if [ "$(id -u)" = 0 ]; then
-		"$@"
-	elif command -v sudo >/dev/null; then
-		sudo "$@"
-	else
-		echo "need.sh: root's rights or sudo are needed for: $*" >&2
-		return 1
-	fi
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 # with_apt installs packages without starting what they bring: no database cluster, no service on any port.
@@ -62,6 +55,10 @@ ansible-lint) deb="ansible-lint ansible" rpm=/usr/bin/ansible-lint brew=ansible-
 *) deb=$name rpm=/usr/bin/$name brew=$name ;;
 esac
 
+if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null && ! command -v brew >/dev/null; then
+	echo "need.sh: $name is missing, and there is no sudo to install it with; have root run: $(realpath "$0") $name" >&2
+	exit 1
+fi
 echo "need.sh: $name is missing on this machine, installing it" >&2
 if command -v apt-get >/dev/null; then
 	# shellcheck disable=SC2086 # a list of packages
