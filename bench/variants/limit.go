@@ -35,15 +35,23 @@ type visit struct {
 
 func (v visit) number() int64 { return v.n }
 
-func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder { return &recorder{} }
+func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
+	r := &recorder{}
+	r.renew(0)
+	return r
+}
+
+func (r *recorder) renew(n int64) {
+	today := utcDay(time.Now())
+	a := &answer{}
+	a.receipt = receipt{tally: tally{visits: n, visitors: n, since: today, database: "none", days: history(today, nil)}}
+	r.shared.Store(a)
+}
 
 func (r *recorder) record(id visitorID) (visit, error) {
 	n := r.visits.Add(1)
-	if n%32 == 1 {
-		now := utcDay(time.Now())
-		a := &answer{}
-		a.receipt = receipt{tally: tally{visits: n, visitors: n, since: now, database: "none", days: history(now, nil)}}
-		r.shared.Store(a)
+	if n%32 == 0 {
+		r.renew(n)
 	}
 	return visit{r.shared.Load(), n}, nil
 }
