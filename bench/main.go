@@ -155,13 +155,14 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 			chosen = append(chosen, c)
 		}
 	}
-	for _, c := range chosen {
+	base := cell{"footfall", "footfall_1000", 1000, 64, "uniform", false}
+	for _, c := range append(chosen, base) {
 		if err := b.fill(ctx, c); err != nil {
 			return nil, err
 		}
 	}
 	for range 10 {
-		p, err := b.start(ctx, "footfall", "footfall_1000")
+		p, err := b.start(ctx, base.Program, base.Database)
 		if err != nil {
 			return nil, err
 		}
@@ -180,7 +181,7 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 			log.Printf("round %d  %-36s %8.0f/s  CPU µs: %4.0f program, %4.0f PostgreSQL, %3.0f load; %.1f MiB; %.0f batches/s of %.1f; others %.0f %%; refused %d",
 				round+1, c, s.Rate, s.ProgramCPU, s.DatabaseCPU, s.LoadCPU, s.ResidentPeak, s.Batches, s.BatchSize, 100*s.OthersCPU, s.Refused)
 			r.Samples[c.String()] = append(r.Samples[c.String()], s)
-			if c.String() == "footfall_1000 uniform 64" {
+			if c == base {
 				l, err := b.latency(ctx, c, s.Rate/2)
 				if err != nil {
 					return nil, fmt.Errorf("latency: %w", err)
