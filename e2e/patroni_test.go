@@ -97,6 +97,7 @@ func TestPatroni(t *testing.T) {
 	after, err := docker("inspect", "-f", "{{.State.StartedAt}} {{.RestartCount}}", container)
 	require.NoError(t, err)
 	assert.Equal(t, before, after, "the service was restarted")
+	assert.Empty(t, v.broken, "answers that were neither the page nor a 503")
 	assert.Zero(t, lost, "visits that were answered 200 and are not counted")
 	assert.Zero(t, doubled, "visits that are counted twice")
 	answered, failed, _ := v.so()
@@ -116,6 +117,7 @@ type visits struct {
 	next     int
 	answered []int     // visitors whose visit was answered 200
 	failed   []int     // all others
+	broken   []string  // of those, what was no 503
 	again    time.Time // of the first 200 after the last failure
 }
 
@@ -148,6 +150,9 @@ func (v *visits) one() {
 	if err != nil || status != http.StatusOK {
 		v.failed = append(v.failed, visitor)
 		v.again = time.Time{}
+		if status != http.StatusServiceUnavailable {
+			v.broken = append(v.broken, fmt.Sprintf("%d %v", status, err))
+		}
 		return
 	}
 	v.answered = append(v.answered, visitor)
