@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -62,7 +63,7 @@ func (s *service) url(path string) string { return "http://" + s.edge().ip + pat
 // play runs a playbook on the service, which may fail.
 func (s *service) play(t *testing.T, playbook string, args ...string) play {
 	t.Helper()
-	return tryAnsible(t, nil, s.inventory, playbook, append(args, s.settings...)...)
+	return tryAnsible(t, nil, s.inventory, playbook, slices.Concat(s.settings, args)...)
 }
 
 // deploy runs deploy.yml for a version whose image is on this machine.
