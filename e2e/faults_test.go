@@ -1,0 +1,175 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestFaults breaks one part after the other while clients ask on, and lets the service come back
+// by itself. Each fault says how long the page was away and what the clients saw of it.
+func TestFaults(t *testing.T) {
+	s := converged(t)
+	pause := 20 * time.Millisecond
+
+	// counted compares what the clients were answered with what the database holds: an answered
+	// visit is never lost. One whose host died between commit and answer is tried on the other host,
+	// and then counted twice: at most the requests that were in flight.
+	counted := func(t *testing.T, before totals, r loadResult, others, inFlight int) {
+		t.Helper()
+		after := s.totals(t)
+		assert.GreaterOrEqual(t, after.Visits, before.Visits+r.Counted+others, "an answered visit was lost")
+		assert.LessOrEqual(t, after.Visits, before.Visits+r.Counted+others+inFlight)
+		assert.Equal(t, before.Visitors, after.Visitors)
+		s.recount(t)
+	}
+	gets := func(r loadResult) (n int) {
+		for reason, times := range r.Reasons {
+			if strings.HasPrefix(reason, http.MethodGet) {
+				n += times
+			}
+		}
+		return n
+	}
+
+	t.Run("service killed", func(t *testing.T) {
+		before := s.totals(t)
+		l := startLoad(t, s.url("/"), 8, pause)
+		// From outside Docker, as the kernel's out-of-memory killer does it.
+		s.edge().must(t, "kill -9 $(docker inspect -f '{{.State.Pid}}' "+live+")")
+		begin := time.Now()
+		eventually(t, time.Minute, "the edge's service is back", func() error {
+			_, err := s.edge().sh("curl -sf --unix-socket /var/lib/footfall/live.sock http://footfall/readyz")
+			return err
+		})
+		back := time.Since(begin)
+		r := l.finish()
+		record("service on the edge killed", r.Requests, r.Failed, back, "page from the other host; failed GETs %d", gets(r))
+		assert.Zero(t, gets(r), "%s", r)
+		counted(t, before, r, 0, 8)
+	})
+
+	t.Run("database killed", func(t *testing.T) {
+		before := s.totals(t)
+		starts := s.starts(t)
+		l := startLoad(t, s.url("/"), 8, pause)
+		started := s.edge().must(t, "docker inspect -f '{{.State.StartedAt}}' footfall-postgres")
+		s.edge().must(t, "kill -9 $(docker inspect -f '{{.State.Pid}}' footfall-postgres)")
+		begin := time.Now()
+		eventually(t, time.Minute, "Docker starts PostgreSQL again", func() error {
+			now, err := s.edge().sh("docker inspect -f '{{.State.StartedAt}}' footfall-postgres && docker exec footfall-postgres pg_isready -q -h 127.0.0.1")
+			if err == nil && now == started {
+				err = fmt.Errorf("not yet")
+			}
+			return err
+		})
+		s.awaitPage(t, time.Minute, "the page counts again")
+		away := time.Since(begin)
+		r := l.finish()
+		record("PostgreSQL killed", r.Requests, r.Failed, away, "slowest answer %d ms", r.Slowest.Milliseconds())
+		assert.Less(t, r.Slowest, 5*time.Second, "%s", r)
+		assert.Equal(t, starts, s.starts(t), "the service was restarted")
+		counted(t, before, r, 1, r.Failed+8)
+	})
+
+	t.Run("database stopped", func(t *testing.T) {
+		before := s.totals(t)
+		starts := s.starts(t)
+		s.edge().must(t, "docker stop footfall-postgres")
+		begin := time.Now()
+		status, body, err := s.get("/")
+		took := time.Since(begin)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusServiceUnavailable, status)
+		assert.Contains(t, body, "The database does not answer.")
+		assert.Less(t, took, 3*time.Second)
+		s.edge().must(t, "docker start footfall-postgres")
+		back := s.awaitPage(t, time.Minute, "the page counts again")
+		record("PostgreSQL stopped and started", 0, 0, back, "until it counts again; page says so after %d ms", took.Milliseconds())
+		assert.Equal(t, starts, s.starts(t), "the service was restarted")
+		counted(t, before, loadResult{}, 1, 0)
+	})
+
+	t.Run("other host cut off", func(t *testing.T) {
+		before := s.totals(t)
+		cut, edge := s.hosts[1], s.edge().ip
+		cut.must(t, "iptables -I INPUT -s "+edge+" -j DROP && iptables -I OUTPUT -d "+edge+" -j DROP && iptables -I FORWARD -d "+edge+" -j DROP")
+		begin := time.Now()
+		l := startLoad(t, s.url("/"), 8, pause)
+		eventually(t, time.Minute, "2,000 requests", func() error {
+			if n := l.sent(); n < 2000 {
+				return fmt.Errorf("%d so far", n)
+			}
+			return nil
+		})
+		cut.must(t, "iptables -D INPUT -s "+edge+" -j DROP && iptables -D OUTPUT -d "+edge+" -j DROP && iptables -D FORWARD -d "+edge+" -j DROP")
+		seen := strings.TrimSpace(cut.must(t, "wc -l < /var/log/nginx/access.log"))
+		eventually(t, time.Minute, "the host is asked again", func() error {
+			if now := strings.TrimSpace(cut.must(t, "wc -l < /var/log/nginx/access.log")); now == seen {
+				return fmt.Errorf("still %s lines", now)
+			}
+			return nil
+		})
+		r := l.finish()
+		record("second host cut off and back", r.Requests, r.Failed, time.Since(begin), "slowest answer %d ms; failed GETs %d", r.Slowest.Milliseconds(), gets(r))
+		assert.Zero(t, gets(r), "%s", r)
+		counted(t, before, r, 0, 8)
+	})
+
+	t.Run("disk of the logs full", func(t *testing.T) {
+		before := s.totals(t)
+		s.edge().must(t, `mount -t tmpfs -o size=64k,mode=755 tmpfs /var/log/nginx && nginx -s reopen && ! dd if=/dev/zero of=/var/log/nginx/fill bs=1k 2>/dev/null`)
+		begin := time.Now()
+		l := startLoad(t, s.url("/"), 8, pause)
+		eventually(t, time.Minute, "2,000 requests", func() error {
+			if n := l.sent(); n < 2000 {
+				return fmt.Errorf("%d so far", n)
+			}
+			return nil
+		})
+		r := l.finish()
+		assert.Contains(t, s.edge().must(t, "df --output=pcent /var/log/nginx"), "100%")
+		s.edge().must(t, "umount -l /var/log/nginx && nginx -s reopen")
+		record("disk of the logs full", r.Requests, r.Failed, time.Since(begin), "")
+		assert.Zero(t, r.Failed, "%s", r)
+		counted(t, before, r, 0, 0)
+	})
+
+	t.Run("reboot", func(t *testing.T) {
+		s.visit(t)
+		before := s.totals(t)
+		boot := s.edge().must(t, "cat /proc/sys/kernel/random/boot_id")
+		begin := time.Now()
+		s.edge().sh("systemctl reboot") // the host may be gone before it answers
+		eventually(t, 3*time.Minute, "the edge reboots", func() error {
+			now, err := s.edge().sh("cat /proc/sys/kernel/random/boot_id")
+			if err == nil && now == boot {
+				err = fmt.Errorf("still up")
+			}
+			return err
+		})
+		s.awaitPage(t, 2*time.Minute, "the page counts again after the reboot")
+		record("edge and database rebooted", 0, 0, time.Since(begin), "back by itself")
+		after := s.totals(t)
+		assert.Equal(t, before.Visits+1, after.Visits)
+		assert.Equal(t, before.Visitors, after.Visitors)
+		s.recount(t)
+		s.play(t, "site.yml").require(t)
+	})
+}
+
+// starts tells when each host's service was started.
+func (s *service) starts(t *testing.T) (all []string) {
+	t.Helper()
+	for _, h := range s.hosts {
+		all = append(all, h.must(t, "docker inspect -f '{{.State.StartedAt}}' "+live))
+	}
+	return all
+}
