@@ -161,7 +161,6 @@ func TestFaults(t *testing.T) {
 		assert.Equal(t, before.Visits+1, after.Visits)
 		assert.Equal(t, before.Visitors, after.Visitors)
 		s.recount(t)
-		s.play(t, "site.yml").require(t)
 	})
 }
 
