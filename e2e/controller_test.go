@@ -117,7 +117,7 @@ func tryAnsible(t *testing.T, env environ, inventory, playbook string, args ...s
 	p.Took = time.Since(begin)
 	p.Output = out.String()
 	p.parse()
-	progress("ansible-playbook %s %s: changed=%d failed=%d in %.1f s, %s", playbook, strings.Join(args, " "), p.Changed, p.Failed, p.Took.Seconds(), p.Log)
+	progress("%s, %s: changed=%d failed=%d in %.1f s", t.Name(), filepath.Base(playbook), p.Changed, p.Failed, p.Took.Seconds())
 	return p
 }
 
@@ -178,7 +178,7 @@ func logFile(t *testing.T) string {
 	logs.Lock()
 	defer logs.Unlock()
 	logs.n++
-	return filepath.Join(outDir(), fmt.Sprintf("%02d-%s.log", logs.n, strings.ReplaceAll(t.Name(), "/", "-")))
+	return filepath.Join(outDir(), fmt.Sprintf("%02d-%s.log", logs.n, strings.NewReplacer("/", "-", "'", "").Replace(t.Name())))
 }
 
 // lines writes to both, one write at a time: a program's two outputs share them.

@@ -26,8 +26,9 @@ type network struct {
 
 var networks int
 
-// newNetwork makes a bridge with the given range, or with the first free one of 10.83.0.0/16.
-func newNetwork(t *testing.T, prefix string) network {
+// newNetwork makes a bridge with the given range, or for "" with the first free one of 10.83.0.0/16.
+// Addresses that nobody chose come from the range automatic, if given.
+func newNetwork(t *testing.T, prefix, automatic string) network {
 	t.Helper()
 	networks++
 	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks)}
@@ -41,7 +42,11 @@ func newNetwork(t *testing.T, prefix string) network {
 	var err error
 	for _, c := range candidates {
 		n.prefix = netip.MustParsePrefix(c)
-		if _, err = docker("network", "create", "--label", label+"="+pid, "--subnet", c, n.name); err == nil {
+		args := []string{"network", "create", "--label", label + "=" + pid, "--subnet", c}
+		if automatic != "" {
+			args = append(args, "--ip-range", automatic)
+		}
+		if _, err = docker(append(args, n.name)...); err == nil {
 			joinController(t, n)
 			return n
 		}
@@ -156,7 +161,7 @@ func bootHosts(t *testing.T, n int) *fleet {
 	t.Helper()
 	setUp(t)
 	begin := time.Now()
-	f := &fleet{network: newNetwork(t, "")}
+	f := &fleet{network: newNetwork(t, "", "")}
 	for i := 1; i <= n; i++ {
 		f.hosts = append(f.hosts, bootHost(t, f.network, fmt.Sprintf("footfall-%d", i), f.network.addr(10+i), nil))
 	}
