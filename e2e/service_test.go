@@ -46,7 +46,9 @@ func converged(t *testing.T) *service {
 	s := &service{version: strings.TrimSpace(string(text))}
 	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "postgres_image_archive=" + archive(t, "postgres:17"),
 		// All of a test's clients have one address.
-		"-e", "requests_per_second=100000"}
+		"-e", "requests_per_second=100000",
+		// Every process of the deployment must know it: another one is refused.
+		"-e", "visitor_key=" + strings.Repeat("0123456789abcdef", 4)}
 	image := release(t, "", s.version)
 	s.fleet = bootHosts(t, 2)
 	s.first = s.play(t, "site.yml", "-e", "app_image_archive="+archive(t, image))
