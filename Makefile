@@ -67,7 +67,7 @@ need-%:
 	@delivery/need.sh $*
 
 .PHONY: test
-test: need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; under 3 minutes
+test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; under 3 minutes
 	go test ./delivery
 	go test -race -timeout 10m -covermode=atomic -coverprofile=coverage.out .
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
