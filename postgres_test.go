@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(beFootfall) != "" {
 		main()
 		os.Exit(0)
+	}
+	if slices.Contains(os.Args, "-test.fuzzworker") {
+		os.Exit(m.Run()) // one of several; what is fuzzed needs no database
 	}
 	status, err := withPostgres(m.Run)
 	if err != nil {
