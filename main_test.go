@@ -126,7 +126,12 @@ func startProcess(t testing.TB, cmd *exec.Cmd) *running {
 	}()
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM) // in vain where the test has ended it
-		<-finished
+		select {
+		case <-finished:
+		case <-time.After(30 * time.Second):
+			cmd.Process.Kill()
+			<-finished
+		}
 	})
 	r.awaitListening(t)
 	return r
