@@ -95,7 +95,7 @@ func TestFailover(t *testing.T) {
 	wg.Wait()
 
 	promoted := openTestStore(t, standby.url("footfall"))
-	eventually(t, "no batch is left behind", func() bool { return blocked(t, promoted) == 0 })
+	awaitQuiet(t, promoted)
 	var rows int64
 	lost, doubled := l.compare(func(visitor int) int64 {
 		row := visitsOf(t, promoted, numbered(visitor))

@@ -121,14 +121,7 @@ func TestSoakFaults(t *testing.T) {
 	check := func(f *fault) {
 		pause.Lock()
 		defer pause.Unlock()
-		eventually(t, "no batch is left behind", func() bool {
-			var active int
-			scan(t, s, &active, `
-				SELECT count(*)
-				FROM pg_stat_activity
-				WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'`)
-			return active == 0
-		})
+		awaitQuiet(t, s)
 		lost, doubled := l.compare(rowOf(t, s, h))
 		assert.Zero(t, lost, "lost by: %s", f.name)
 		assert.Zero(t, doubled, "doubled by: %s", f.name)
