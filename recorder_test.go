@@ -72,6 +72,16 @@ func numbersOf(t testing.TB, visits []visit) []int64 {
 	return ns
 }
 
+// isDone tells whether the visit's batch has ended.
+func isDone(v visit) bool {
+	select {
+	case <-v.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // underWay awaits that the recorder has sent all that it was handed.
 func underWay(t testing.TB, r *recorder) {
 	t.Helper()
@@ -503,14 +513,7 @@ func TestReadOnlyServerIsLeft(t *testing.T) {
 	_, err := s.reads.ExecContext(t.Context(), `SET default_transaction_read_only = off`)
 	require.NoError(t, err)
 	readOnly("off")
-	eventually(t, "counting again", func() bool {
-		select {
-		case <-v[0].done:
-			return true
-		default:
-			return false
-		}
-	})
+	eventually(t, "counting again", func() bool { return isDone(v[0]) })
 	assert.Equal(t, []int64{1}, numbersOf(t, v))
 }
 
