@@ -19,8 +19,8 @@ import (
 )
 
 // startPgBouncer puts a PgBouncer with transaction pooling in front of the
-// cluster and returns the DATABASE_URL that leads through it.
-func startPgBouncer(t testing.TB, c *testCluster) string {
+// cluster and returns what makes the DATABASE_URL of a database through it.
+func startPgBouncer(t testing.TB, c *testCluster) func(database string) string {
 	t.Helper()
 	bin, err := exec.LookPath("pgbouncer")
 	if err != nil {
@@ -31,7 +31,7 @@ func startPgBouncer(t testing.TB, c *testCluster) string {
 	ini := filepath.Join(c.sockets, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(ini, fmt.Appendf(nil, `
 [databases]
-footfall = host=%[1]s dbname=footfall user=footfall
+* = host=%[1]s user=footfall
 [pgbouncer]
 listen_port = 6432
 unix_socket_dir = %[1]s
@@ -48,19 +48,23 @@ server_round_robin = 1
 		assert.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 		cmd.Wait() // a pooler that a signal ended
 	})
-	databaseURL := "postgres://footfall@/footfall?port=6432&host=" + url.QueryEscape(c.sockets)
-	s := openTestStore(t, databaseURL+"&default_query_exec_mode=simple_protocol")
+	through := func(database string) string {
+		return "postgres://footfall@/" + database + "?port=6432&host=" + url.QueryEscape(c.sockets)
+	}
+	s := openTestStore(t, through("postgres")+"&default_query_exec_mode=simple_protocol")
 	eventually(t, "PgBouncer answers", func() bool { return s.reads.PingContext(t.Context()) == nil })
-	return databaseURL
+	return through
 }
 
 // Behind a pooler a statement cannot be prepared on one connection and run on
 // another. Both ways of pgx around that work.
 func TestBehindPgBouncer(t *testing.T) {
+	c := newCluster(t)
+	through := startPgBouncer(t, c)
 	for _, mode := range []string{"exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
-			c := newCluster(t)
-			databaseURL := startPgBouncer(t, c) + "&default_query_exec_mode=" + mode
+			require.NoError(t, c.createDatabase(t.Context(), mode))
+			databaseURL := through(mode) + "&default_query_exec_mode=" + mode
 			getenv := environment("DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0")
 			var out strings.Builder
 			require.NoError(t, run(t.Context(), []string{"migrate"}, getenv, &out), out.String())
@@ -98,15 +102,15 @@ func TestBehindPgBouncer(t *testing.T) {
 			response.Body.Close()
 			assert.Equal(t, http.StatusOK, response.StatusCode)
 
-			direct := openTestStore(t, c.url("footfall"))
+			direct := openTestStore(t, c.url(mode))
 			lost, doubled := l.compare(rowOf(t, direct, keptKey(t, direct)))
 			assert.Zero(t, lost)
 			assert.Zero(t, doubled)
 			requireExactly(t, direct, clients*visits)
 
 			// The answer of a batch is lost between program and pooler.
-			cutter, through := newCutter(t, databaseURL)
-			r := newTestRecorder(t, openTestStore(t, through+"&default_query_exec_mode="+mode))
+			cutter, cut := newCutter(t, databaseURL)
+			r := newTestRecorder(t, openTestStore(t, cut+"&default_query_exec_mode="+mode))
 			for i := range int64(10) {
 				cutter.arm(cutAnswer)
 				require.Equal(t, []int64{i + 1}, numbersOf(t, hand(t, r, numbered(1))))
