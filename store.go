@@ -125,7 +125,9 @@ func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 // A batch is one statement: one round trip, one transaction. Each part reads
 // the RETURNING of the one before, which fixes their order; without a row in
 // writer none has anything to do. $1 writer, $2 number, $3 day, $4 visitors,
-// $5 their visits, $6 the sum of these.
+// $5 their visits, $6 the sum of these. Each says its type: behind a pooler
+// (default_query_exec_mode=exec) the driver does not ask the server for it, and
+// unnest of unknown arrays is refused as ambiguous (42725).
 const applyBatchSQL = `
 	WITH writer AS (
 		SELECT id
