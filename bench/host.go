@@ -381,15 +381,31 @@ func seconds(pid int, dead bool) float64 {
 	return ticks / clockTicks
 }
 
-// cpu is the CPU time of postmaster and its children in seconds.
-func (d *database) cpu() float64 {
-	sum := seconds(d.postmaster, true)
-	// pgrep's way, without it: the processes whose parent is the postmaster.
+// processes are the postmaster and its children.
+func (d *database) processes() []int {
+	pids := []int{d.postmaster}
 	paths, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, path := range paths {
 		pid, _ := strconv.Atoi(filepath.Base(path))
 		if p, err := parent(pid); err == nil && p == d.postmaster {
-			sum += seconds(pid, false)
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// waited is how long the threads of processes could run and got no core, in
+// seconds: the second field of schedstat, in ns (the kernel's
+// Documentation/scheduler/sched-stats.rst).
+func waited(pids ...int) float64 {
+	var sum float64
+	for _, pid := range pids {
+		paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is valid
+		for _, path := range paths {
+			if text, err := os.ReadFile(path); err == nil { // else the thread has ended
+				ns, _ := strconv.ParseFloat(strings.Fields(string(text))[1], 64) // the kernel writes numbers
+				sum += ns / 1e9
+			}
 		}
 	}
 	return sum

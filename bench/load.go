@@ -17,10 +17,15 @@ import (
 )
 
 // usage is CPU time in seconds, by who used it.
-type usage struct{ program, database, machine float64 }
+type usage struct{ program, database, machine, waitedProgram, waitedDatabase float64 }
 
 func (b *bench) usage(p *program) usage {
-	return usage{seconds(p.Process.Pid, false), b.db.cpu(), machineCPU()}
+	pids := b.db.processes()
+	u := usage{seconds(p.Process.Pid, false), 0, machineCPU(), waited(p.Process.Pid), waited(pids...)}
+	for _, pid := range pids {
+		u.database += seconds(pid, pid == b.db.postmaster) // it counts the ended ones
+	}
+	return u
 }
 
 // others is the share of the machine that went to none of ours.
@@ -131,6 +136,8 @@ type latency struct {
 	SlowClient, SlowProgram, SlowBatches float64
 	LoadCPU                              float64 // of vegeta, µs a request
 	OthersCPU                            float64
+	// How long program and PostgreSQL could run and got no core, µs a request.
+	ProgramWaited, DatabaseWaited float64
 }
 
 const latencySeconds = 8
@@ -207,6 +214,8 @@ func (b *bench) latency(ctx context.Context, c cell, rate float64) (latency, err
 	}
 	l.Rate, l.P50, l.P99, l.Longest = report.Rate, report.Latencies.P50/1e6, report.Latencies.P99/1e6, report.Latencies.Max/1e6
 	l.SlowClient = report.Buckets["10000000"] / report.Requests
+	l.ProgramWaited = 1e6 * (after.waitedProgram - before.waitedProgram) / report.Requests
+	l.DatabaseWaited = 1e6 * (after.waitedDatabase - before.waitedDatabase) / report.Requests
 	l.LoadCPU = 1e6 * (load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds() / report.Requests
 	return l, nil
 }

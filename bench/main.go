@@ -186,8 +186,8 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 				if err != nil {
 					return nil, fmt.Errorf("latency: %w", err)
 				}
-				log.Printf("round %d  latency at %.0f/s: p50 %.1f, p99 %.1f, longest %.0f ms; over 10 ms: %.2f %% at the client, %.2f %% in the program, %.2f %% of the batches; others %.0f %%",
-					round+1, l.Rate, l.P50, l.P99, l.Longest, 100*l.SlowClient, 100*l.SlowProgram, 100*l.SlowBatches, 100*l.OthersCPU)
+				log.Printf("round %d  latency at %.0f/s: p50 %.1f, p99 %.1f, longest %.0f ms; over 10 ms: %.2f %% at the client, %.2f %% in the program, %.2f %% of the batches; waited for a core, µs a request: %.0f program, %.0f PostgreSQL; others %.0f %%",
+					round+1, l.Rate, l.P50, l.P99, l.Longest, 100*l.SlowClient, 100*l.SlowProgram, 100*l.SlowBatches, l.ProgramWaited, l.DatabaseWaited, 100*l.OthersCPU)
 				r.Latency = append(r.Latency, l)
 			}
 		}

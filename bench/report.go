@@ -154,16 +154,26 @@ func (r *results) markdown(w io.Writer) {
 			median(0, func(s sample) float64 { return 100 * s.OthersCPU }), refused)
 	}
 	if len(r.Latency) > 0 {
-		l := func(digits int, value func(latency) float64) string {
-			return spreadOf(each(r.Latency, value)).text(digits)
+		fmt.Fprint(w, "\n## Latency at half of the rate\n\n| | |\n| --- | --- |\n")
+		for _, line := range []struct {
+			what   string
+			digits int
+			value  func(latency) float64
+		}{
+			{"requests/s", 0, func(l latency) float64 { return l.Rate }},
+			{"p50, ms", 1, func(l latency) float64 { return l.P50 }},
+			{"p99, ms", 1, func(l latency) float64 { return l.P99 }},
+			{"longest, ms", 0, func(l latency) float64 { return l.Longest }},
+			{"over 10 ms at the client, %", 2, func(l latency) float64 { return 100 * l.SlowClient }},
+			{"over 10 ms in the program, %", 2, func(l latency) float64 { return 100 * l.SlowProgram }},
+			{"batches over 10 ms, %", 2, func(l latency) float64 { return 100 * l.SlowBatches }},
+			{"the program waited for a core, µs a request", 0, func(l latency) float64 { return l.ProgramWaited }},
+			{"PostgreSQL waited for a core, µs a request", 0, func(l latency) float64 { return l.DatabaseWaited }},
+			{"CPU of vegeta, µs a request", 0, func(l latency) float64 { return l.LoadCPU }},
+			{"others, %", 0, func(l latency) float64 { return 100 * l.OthersCPU }},
+		} {
+			fmt.Fprintf(w, "| %s | %s |\n", line.what, spreadOf(each(r.Latency, line.value)).text(line.digits))
 		}
-		fmt.Fprintf(w, "\n## Latency at half of the rate\n\n| requests/s | p50, ms | p99, ms | longest, ms | over 10 ms: at the client | in the program | batches | vegeta's CPU, µs a request | others |\n"+
-			"| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n| %s | %s | %s | %s | %s %% | %s %% | %s %% | %s | %s %% |\n",
-			l(0, func(l latency) float64 { return l.Rate }), l(1, func(l latency) float64 { return l.P50 }),
-			l(1, func(l latency) float64 { return l.P99 }), l(0, func(l latency) float64 { return l.Longest }),
-			l(2, func(l latency) float64 { return 100 * l.SlowClient }), l(2, func(l latency) float64 { return 100 * l.SlowProgram }),
-			l(2, func(l latency) float64 { return 100 * l.SlowBatches }), l(0, func(l latency) float64 { return l.LoadCPU }),
-			l(0, func(l latency) float64 { return 100 * l.OthersCPU }))
 	}
 	fmt.Fprint(w, "\n## The table of visitors\n\n")
 	if r.BytesPerVisitor > 0 {
