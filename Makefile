@@ -80,12 +80,14 @@ static: ## gofmt, go vet and staticcheck
 	$(STATICCHECK) -tags e2e,soak,picture ./...
 
 .PHONY: lint
-lint: need-shellcheck need-yamllint ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
+lint: need-shellcheck need-yamllint need-promtool ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
 	@go run ./delivery
 	@$(MAKE) --no-print-directory static
 	$(ACTIONLINT)
 	git ls-files -z | xargs -0 awk 'FNR == 1 { if (/^#!.*sh$$/ && FILENAME !~ /\.j2$$/) print FILENAME; nextfile }' | xargs shellcheck
 	yamllint --strict .
+	promtool check rules ansible/roles/monitoring/files/alerts.yml
+	promtool test rules ansible/roles/monitoring/files/alerts_test.yml
 	delivery/ansible.sh ansible-lint --offline --strict --profile production
 	@# Without the plugin, the library that it is made of checks the same.
 	if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else $(COMPOSE_GO) compose.yaml >/dev/null; fi
