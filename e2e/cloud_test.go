@@ -9,10 +9,12 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -68,6 +70,8 @@ func startCloud(t *testing.T) *cloud {
 	require.NoError(t, err)
 	c.reach = "http://" + ip + ":5000"
 	eventually(t, time.Minute, "the EC2 API answers", func() error { return c.call("DescribeInstances", nil, nil) })
+	_, err = c.post("moto", "", "", "", "/moto-api/recorder/start-recording")
+	require.NoError(t, err)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var booting sync.WaitGroup
@@ -110,7 +114,7 @@ func (c *cloud) call(action string, params url.Values, answer any) error {
 	for k, v := range params {
 		form[k] = v
 	}
-	body, err := c.post("ec2", "application/x-www-form-urlencoded", "", form.Encode())
+	body, err := c.post("ec2", "application/x-www-form-urlencoded", "", form.Encode(), "/")
 	if err != nil {
 		return fmt.Errorf("%s: %w", action, err)
 	}
@@ -125,15 +129,16 @@ func (c *cloud) putParameter(t *testing.T, name, value string) {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"Name": name, "Value": value, "Type": "String", "Overwrite": true})
 	require.NoError(t, err)
-	_, err = c.post("ssm", "application/x-amz-json-1.1", "AmazonSSM.PutParameter", string(body))
+	_, err = c.post("ssm", "application/x-amz-json-1.1", "AmazonSSM.PutParameter", string(body), "/")
 	require.NoError(t, err)
 }
 
-func (c *cloud) post(service, contentType, target, body string) ([]byte, error) {
-	req, err := http.NewRequest(http.MethodPost, c.reach, strings.NewReader(body))
+func (c *cloud) post(service, contentType, target, body, path string) ([]byte, error) {
+	req, err := http.NewRequest(http.MethodPost, c.reach+path, strings.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("User-Agent", harnessAgent)
 	req.Header.Set("Content-Type", contentType)
 	if target != "" {
 		req.Header.Set("X-Amz-Target", target)
@@ -150,6 +155,39 @@ func (c *cloud) post(service, contentType, target, body string) ([]byte, error) 
 		err = fmt.Errorf("status %d: %s", resp.StatusCode, answer)
 	}
 	return answer, err
+}
+
+// harnessAgent tells the harness's own requests from Ansible's.
+const harnessAgent = "footfall-e2e"
+
+// actions are the API's actions that Ansible has asked for, as IAM names them.
+func (c *cloud) actions(t *testing.T) []string {
+	t.Helper()
+	resp, err := http.Get(c.reach + "/moto-api/recorder/download-recording")
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	asked := map[string]bool{}
+	for lines := json.NewDecoder(resp.Body); lines.More(); {
+		var request struct {
+			Headers map[string]string
+			Body    any // text, or an object
+		}
+		require.NoError(t, lines.Decode(&request))
+		if request.Headers["User-Agent"] == harnessAgent {
+			continue
+		}
+		text, _ := request.Body.(string)
+		form, err := url.ParseQuery(text)
+		require.NoError(t, err)
+		credential := strings.Split(request.Headers["Authorization"], "/")
+		require.Greater(t, len(credential), 3, "%v", request.Headers)
+		action := form.Get("Action")
+		if target := request.Headers["X-Amz-Target"]; target != "" {
+			_, action, _ = strings.Cut(target, ".")
+		}
+		asked[credential[3]+":"+action] = true
+	}
+	return slices.Sorted(maps.Keys(asked))
 }
 
 // An instance is what DescribeInstances says of one.
