@@ -138,11 +138,18 @@ func startEngine() error {
 
 // sweep removes what runs left behind that were killed before they could clean up.
 func sweep() {
-	out, _ := docker("ps", "-a", "--filter", "label="+label, "--format", `{{.Label "`+label+`"}}`)
-	nets, _ := docker("network", "ls", "--filter", "label="+label, "--format", `{{.Label "`+label+`"}}`)
-	for _, owner := range strings.Fields(out + "\n" + nets) {
-		if cmdline, err := os.ReadFile("/proc/" + owner + "/comm"); err != nil || !strings.HasPrefix(string(cmdline), "e2e.test") {
-			remove(label + "=" + owner)
+	for filter, prefix := range map[string]string{label: "", composeLabel: "footfall-e2e-"} {
+		format := `{{.Label "` + filter + `"}}`
+		owners, _ := docker("ps", "-a", "--filter", "label="+filter, "--format", format)
+		for _, kind := range []string{"network", "volume"} {
+			more, _ := docker(kind, "ls", "--filter", "label="+filter, "--format", format)
+			owners += "\n" + more
+		}
+		for _, value := range strings.Fields(owners) {
+			owner, ours := strings.CutPrefix(value, prefix)
+			if comm, err := os.ReadFile("/proc/" + owner + "/comm"); ours && (err != nil || !strings.HasPrefix(string(comm), "e2e.test")) {
+				remove(filter + "=" + value)
+			}
 		}
 	}
 }
