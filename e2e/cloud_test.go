@@ -64,7 +64,7 @@ func startCloud(t *testing.T) *cloud {
 	require.NoError(t, os.WriteFile(list, images, 0o600))
 	name, err := controller()
 	require.NoError(t, err)
-	_, err = docker("exec", "--detach", "--env", "MOTO_AMIS_PATH="+list, name, "sh", "-c", "exec moto_server --host 0.0.0.0 --port 5000 > "+shared()+"/moto.log 2>&1")
+	_, err = docker("exec", "--detach", "--workdir", shared(), "--env", "MOTO_AMIS_PATH="+list, name, "sh", "-c", "exec moto_server --host 0.0.0.0 --port 5000 > "+shared()+"/moto.log 2>&1")
 	require.NoError(t, err)
 	ip, err := docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+c.network.name+`").IPAddress}}`, name)
 	require.NoError(t, err)
