@@ -300,12 +300,12 @@ func (c *cloud) hostKey(id string) ([]byte, error) {
 	return []byte(lines.String()), nil
 }
 
-// remove takes away the hosts and the network.
+// remove takes away the hosts and the network, and empties the account.
 func (c *cloud) remove() {
+	c.post("moto", "", "", "", "/moto-api/reset")
 	f := fleet{network: c.network}
 	for _, h := range c.hosts {
 		f.hosts = append(f.hosts, h)
 	}
 	f.remove()
-	docker("exec", controllerName(), "sh", "-c", "kill $(pgrep -f moto_server)")
 }

@@ -37,23 +37,23 @@ func TestMain(m *testing.M) {
 	// go test ends a run that takes too long without a word to us: end it a little earlier.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	if limit := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); limit > time.Minute {
-		ctx, stop = context.WithTimeoutCause(ctx, limit-30*time.Second, errors.New("the time of -timeout is nearly over"))
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit-30*time.Second, errors.New("the time of -timeout is nearly over"))
+		defer cancel()
 	}
-	context.AfterFunc(ctx, func() {
+	cut := context.AfterFunc(ctx, func() {
 		fmt.Fprintln(os.Stderr, "e2e: cleaning up:", context.Cause(ctx))
 		cleanUp()
 		os.Exit(1)
 	})
-
 	code := m.Run()
-	stop0 := stop
-	if ctx.Err() == nil {
-		printFigures()
-		cleanUp()
-		os.Exit(code)
+	if !cut() {
+		select {} // cut short: the function above ends the program
 	}
-	stop0()
-	select {} // the signal's clean-up ends the program
+	stop() // a signal now ends the program at once
+	printFigures()
+	cleanUp()
+	os.Exit(code)
 }
 
 var started = time.Now()
