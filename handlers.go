@@ -357,7 +357,7 @@ func (s *server) badge(w http.ResponseWriter, r *http.Request) error {
 // assetFile is one embedded file as it is served.
 type assetFile struct {
 	contentType  string
-	etag         string
+	etag         string // weak: plain and small are one to it (RFC 9110, section 8.8.1)
 	plain, small []byte // small is gzip
 }
 
@@ -381,7 +381,7 @@ func loadAssets() (map[string]assetFile, map[string]string) {
 		print := hex.EncodeToString(sum[:4])
 		ext := path.Ext(name)
 		unique := strings.TrimSuffix(name, ext) + "." + print + ext
-		files[unique] = assetFile{mime.TypeByExtension(ext), `"` + print + `"`, plain, small.Bytes()}
+		files[unique] = assetFile{mime.TypeByExtension(ext), `W/"` + print + `"`, plain, small.Bytes()}
 		paths[name] = "/assets/" + unique
 	}
 	return files, paths
@@ -396,7 +396,7 @@ func (s *server) asset(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	h.Set("ETag", file.etag)
 	h.Set("Vary", "Accept-Encoding")
-	if strings.Contains(r.Header.Get("If-None-Match"), file.etag) {
+	if strings.Contains(r.Header.Get("If-None-Match"), strings.TrimPrefix(file.etag, "W/")) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}

@@ -455,6 +455,9 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 			FROM days JOIN latest ON days.day = latest.day - 1
 		) AS checks (n, what, kept, recounted)
 		ORDER BY n`)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P01" { // undefined_table
+		return nil, errors.New("verify: this database holds no count yet: run footfall migrate, or look at the database's name in DATABASE_URL")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}

@@ -173,7 +173,7 @@ func TestVerifyEmptyDatabases(t *testing.T) {
 	t.Parallel()
 	requireVerified(t, newStore(t))
 	_, err := openTestStore(t, newDatabase(t)).verify(t.Context())
-	assert.ErrorContains(t, err, `verify: ERROR: relation "visitors" does not exist`)
+	assert.ErrorContains(t, err, "run footfall migrate")
 }
 
 func TestVisitorKey(t *testing.T) {
