@@ -241,7 +241,7 @@ func TestVersion(t *testing.T) {
 	var got map[string]string
 	require.NoError(t, json.Unmarshal(s.ask("GET", "/version").Body.Bytes(), &got))
 	b := thisBuild()
-	assert.Equal(t, map[string]string{"version": b.Version, "commit": b.Commit, "built": b.Built, "go": b.Go}, got)
+	assert.Equal(t, map[string]string{"version": b.Version, "build": b.Number, "commit": b.Commit, "built": b.Built, "go": b.Go}, got)
 	for key, value := range got {
 		assert.NotEmpty(t, value, key)
 	}

@@ -178,7 +178,7 @@ func TestVersionCommand(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{"version"}, environment(), &out))
-	assert.Regexp(t, `^footfall \S+ \(commit \S+, \S+, go1\.\d+\S*\)\n$`, out.String())
+	assert.Regexp(t, `^footfall \S+ \(build \S+, commit \S+, \S+, go1\.\d+\S*\)\n$`, out.String())
 }
 
 // A wrong setting ends the program with status 2 and a line for each mistake.

@@ -41,7 +41,7 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 	said, err := exec.CommandContext(t.Context(), binary, "version").Output()
 	require.NoError(t, err)
 	assert.Contains(t, string(said), "footfall "+want+" ")
-	assert.Contains(t, string(said), commit)
+	assert.Contains(t, string(said), "(build 42, commit "+commit)
 
 	served := exec.CommandContext(t.Context(), binary)
 	served.Env = append(os.Environ(), "DATABASE_URL="+newDatabase(t), "LISTEN_ADDR=127.0.0.1:0", "LOG_FORMAT=json")
@@ -57,6 +57,7 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 	var answer map[string]string
 	require.NoError(t, json.Unmarshal([]byte(get(t, address+"/version")), &answer))
 	assert.Equal(t, want, answer["version"])
+	assert.Equal(t, "42", answer["build"])
 	assert.Equal(t, commit, answer["commit"])
 	assert.Equal(t, built, answer["built"])
 	assert.Contains(t, get(t, address+"/metrics"), `footfall_build_info{version="`+want+`"`)
