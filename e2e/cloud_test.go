@@ -166,17 +166,29 @@ func (c *cloud) actions(t *testing.T) []string {
 	resp, err := http.Get(c.reach + "/moto-api/recorder/download-recording")
 	require.NoError(t, err)
 	defer resp.Body.Close()
+	return recordedActions(t, resp.Body)
+}
+
+// recordedActions reads moto's recording, one JSON object a request.
+func recordedActions(t *testing.T, recording io.Reader) []string {
+	t.Helper()
 	asked := map[string]bool{}
-	for lines := json.NewDecoder(resp.Body); lines.More(); {
+	for lines := json.NewDecoder(recording); lines.More(); {
 		var request struct {
 			Headers map[string]string
-			Body    any // text, or an object
+			Body    string
+			Encoded bool `json:"body_encoded"` // in base64
 		}
 		require.NoError(t, lines.Decode(&request))
 		if request.Headers["User-Agent"] == harnessAgent {
 			continue
 		}
-		text, _ := request.Body.(string)
+		text := request.Body
+		if request.Encoded {
+			decoded, err := base64.StdEncoding.DecodeString(text)
+			require.NoError(t, err)
+			text = string(decoded)
+		}
 		form, err := url.ParseQuery(text)
 		require.NoError(t, err)
 		credential := strings.Split(request.Headers["Authorization"], "/")
