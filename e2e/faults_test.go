@@ -162,6 +162,18 @@ func TestFaults(t *testing.T) {
 		assert.Equal(t, before.Visitors, after.Visitors)
 		s.recount(t)
 	})
+
+	// What a new host finds on a data volume that outlived the old one: data with other passwords.
+	t.Run("a new edge on the old data", func(t *testing.T) {
+		before := s.totals(t)
+		s.edge().must(t, "docker rm -f $(docker ps -aq) && rm -rf /etc/footfall /var/lib/footfall")
+		begin := time.Now()
+		s.play(t, "site.yml").require(t)
+		record("new edge on the old data", 0, 0, time.Since(begin), "site.yml")
+		after := s.totals(t)
+		assert.Equal(t, before.Visits+2, after.Visits, "verify visits twice")
+		s.recount(t)
+	})
 }
 
 // starts tells when each host's service was started.
