@@ -323,18 +323,35 @@ func retryable(err error) bool {
 	return false
 }
 
+// read runs a query that changes nothing. After a restart of the database each
+// of the pool's connections may be a dead one, which shows only in use.
+func read(query func() error) error {
+	err := query()
+	for range maxReads {
+		if err == nil || !retryable(err) {
+			break
+		}
+		err = query()
+	}
+	return err
+}
+
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
-	r, err := scanReceipt(date, s.reads.QueryRowContext(ctx, `
-		SELECT
-			ARRAY[
-				totals.visits, totals.visitors,
-				COALESCE(today.visits, 0), COALESCE(today.visitors, 0), COALESCE(today.new_visitors, 0),
-				COALESCE((SELECT visits FROM visitors WHERE id = $1::bytea), 0)
-			], `+strings.ReplaceAll(surroundingsSQL, "$3", "$2")+`
-		FROM totals
-		LEFT JOIN days AS today ON today.day = $2::date`,
-		visitor, date.Format(time.DateOnly)))
+	var r receipt
+	err := read(func() (err error) {
+		r, err = scanReceipt(date, s.reads.QueryRowContext(ctx, `
+			SELECT
+				ARRAY[
+					totals.visits, totals.visitors,
+					COALESCE(today.visits, 0), COALESCE(today.visitors, 0), COALESCE(today.new_visitors, 0),
+					COALESCE((SELECT visits FROM visitors WHERE id = $1::bytea), 0)
+				], `+strings.ReplaceAll(surroundingsSQL, "$3", "$2")+`
+			FROM totals
+			LEFT JOIN days AS today ON today.day = $2::date`,
+			visitor, date.Format(time.DateOnly)))
+		return err
+	})
 	if err != nil {
 		return nil, 0, fmt.Errorf("read the totals: %w", err)
 	}
@@ -342,9 +359,10 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 }
 
 // schemaVersion returns the newest migration that the database has.
-func (s *store) schemaVersion(ctx context.Context) (int, error) {
-	var version int
-	err := s.reads.QueryRowContext(ctx, `SELECT COALESCE(max(version), 0) FROM schema_migrations`).Scan(&version)
+func (s *store) schemaVersion(ctx context.Context) (version int, err error) {
+	err = read(func() error {
+		return s.reads.QueryRowContext(ctx, `SELECT COALESCE(max(version), 0) FROM schema_migrations`).Scan(&version)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("read the schema's version: %w", err)
 	}

@@ -245,3 +245,24 @@ func TestNoAddressIsStored(t *testing.T) {
 		assert.NotContains(t, content.String, "c6336407", table)
 	}
 }
+
+// A connection that breaks in use, as the old ones do after a restart of the
+// database, costs no answer where asking again is safe.
+func TestReadsSurviveBrokenConnections(t *testing.T) {
+	t.Parallel()
+	c, through := newCutter(t, newDatabase(t))
+	s := openTestStore(t, through)
+	_, err := prepare(t.Context(), s.reads, ourMigrations(), nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	for _, how := range []cut{cutRequest, cutAfter, cutAnswer} {
+		c.arm(how)
+		_, _, err := s.look(t.Context(), utcDay(november(24)), nil)
+		require.NoError(t, err)
+		require.True(t, c.done())
+		c.arm(how)
+		version, err := s.schemaVersion(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, len(ourMigrations()), version)
+		require.True(t, c.done())
+	}
+}
