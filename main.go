@@ -46,30 +46,29 @@ type usageError struct{ err error }
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
+// helpText fits a screen of 80 columns and 24 lines.
 const helpText = `footfall counts the unique visitors of a page, exactly.
 
-  footfall [serve]      apply pending migrations, then serve
-  footfall migrate      apply pending migrations and import the Flask original's visitors
-  footfall migrate -status   list the migrations
-  footfall verify       recount everything and compare; exit status 1 on a difference
-  footfall healthcheck  ask the running service's /readyz; exit status 1 if not ready
-  footfall dev          serve with a PostgreSQL of its own, kept between runs
-  footfall version      print the version
-  footfall help         print this
+  footfall [serve]          apply pending migrations, then serve
+  footfall migrate          apply them, and import the Flask original's visitors
+  footfall migrate -status  list the migrations
+  footfall verify           recount everything; exit status 1 on a difference
+  footfall healthcheck      ask the running service's /readyz
+  footfall dev              serve with a private PostgreSQL, kept between runs
+  footfall version, help    print the version; print this
 
-Settings are environment variables:
-  DATABASE_URL      postgres://user:password@host:5432/database; required (not by dev)
-  USER_NAME         who deployed it, shown on the page               (n/a)
-  USER_URL          their link: https, http or mailto                (none)
-  LISTEN_ADDR       host:port or unix:/path                          (:8080; PORT alone is understood)
-  TRUSTED_PROXIES   networks whose X-Forwarded-For is believed       (127.0.0.0/8, ::1/128)
-  VISITOR_KEY       secret of the visitor hash, at least 32 bytes    (made once, kept in the database)
-  SHUTDOWN_DELAY    not ready but serving for this long, then        (0s)
-  SHUTDOWN_TIMEOUT  longest wait for requests in flight              (10s)
-  LOG_FORMAT        json or text                                     (json)
-  LOG_LEVEL         debug, info, warn or error                       (info)
+Settings (environment)                                      default
+  DATABASE_URL      postgres://user:password@host/database  required, not by dev
+  USER_NAME         who deployed it, shown on the page      n/a
+  USER_URL          their link: https, http or mailto       none
+  LISTEN_ADDR       host:port or unix:/path                 :8080, or :PORT
+  TRUSTED_PROXIES   networks whose X-Forwarded-For counts   127.0.0.0/8, ::1/128
+  VISITOR_KEY       secret of the hash, 32 bytes or more    kept in the database
+  SHUTDOWN_DELAY    not ready but serving for this long     0s
+  SHUTDOWN_TIMEOUT  then the wait for requests in flight    10s
+  LOG_FORMAT        json or text                            json
+  LOG_LEVEL         debug, info, warn or error              info
 DATABASE_URL_FILE and VISITOR_KEY_FILE name a file that holds the secret.
-
 Exit status: 0 done, 1 failed, 2 wrong usage or settings.
 `
 

@@ -167,6 +167,11 @@ func TestHelp(t *testing.T) {
 		require.NoError(t, run(t.Context(), args, environment(), &out))
 		assert.Equal(t, helpText, out.String())
 	}
+	lines := strings.Split(strings.TrimSuffix(helpText, "\n"), "\n")
+	assert.LessOrEqual(t, len(lines), 24, "lines of a screen")
+	for _, line := range lines {
+		assert.LessOrEqual(t, len(line), 80, line)
+	}
 	// Every setting that the program asks for is explained.
 	loadConfig(func(key string) string {
 		assert.Contains(t, helpText, key)
