@@ -15,9 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestBrowser opens the page through nginx in a real browser.
-func TestBrowser(t *testing.T) {
-	s := converged(t)
+// testBrowser opens the page through nginx in a real browser.
+func testBrowser(t *testing.T, s *service) {
 	require.NoError(t, install("chromium=chromium"))
 
 	t.Run("the numbers are the database's", func(t *testing.T) {

@@ -7,14 +7,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,67 +20,41 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const (
-	region       = "eu-central-1" // as in ansible/inventory/aws_ec2.yml
-	debianOwner  = "136693071363" // as in ansible/roles/fleet/vars/main.yml
-	oldImage     = "ami-0000000000000000a"
-	newImage     = "ami-0000000000000000b"
-	foreignImage = "ami-0000000000000000c" // says that it is Debian, and is somebody else's
-)
-
 // A cloud is an EC2 API (moto, in the controller) and what moto lacks: an instance that it says is
-// running boots, as a test host with the address and the user data of the instance.
+// running boots, as a test host with the address and the user data of the instance, and a data volume that
+// it says is attached becomes a device of that host, over a file that outlives it.
 type cloud struct {
 	endpoint string // of the API, for Ansible in the controller
 	reach    string // of the API, for the harness
 	network  network
 
-	mu    sync.Mutex
-	hosts map[string]*host // by instance id
+	mu      sync.Mutex
+	hosts   map[string]*host   // by instance id
+	devices map[string]*device // by volume id
 }
 
-// startCloud starts an empty account.
+// startCloud starts an empty account, once in a run.
 func startCloud(t *testing.T) *cloud {
 	t.Helper()
 	setUp(t)
 	// moto's default subnet of zone a; its instances get the lowest addresses, the controller a high one.
-	c := &cloud{network: newNetwork(t, "172.31.0.0/20", "172.31.15.0/24"), endpoint: "http://127.0.0.1:5000", hosts: map[string]*host{}}
-	type image map[string]any
-	debian := func(id, owner, name, date string) image {
-		return image{"ami_id": id, "owner_id": owner, "name": name, "creation_date": date, "image_location": owner + "/" + name,
-			"state": "available", "public": true, "architecture": "x86_64", "image_type": "machine", "platform": nil, "description": "Debian 13",
-			"root_device_type": "ebs", "root_device_name": "/dev/xvda", "virtualization_type": "hvm", "hypervisor": "xen", "sriov": "simple"}
-	}
-	images, err := json.Marshal([]image{
-		debian(oldImage, debianOwner, "debian-13-amd64-20250814-2204", "2025-08-14T22:04:00.000Z"),
-		debian(newImage, debianOwner, "debian-13-amd64-20251006-2257", "2025-10-06T22:57:00.000Z"),
-		debian(foreignImage, "999999999999", "debian-13-amd64-20991231-0000", "2099-12-31T00:00:00.000Z"),
-	})
-	require.NoError(t, err)
-	list := filepath.Join(shared(), "images.json")
-	require.NoError(t, os.WriteFile(list, images, 0o600))
-	name, err := controller()
-	require.NoError(t, err)
-	_, err = docker("exec", "--detach", "--workdir", shared(), "--env", "MOTO_AMIS_PATH="+list, name, "sh", "-c", "exec moto_server --host 0.0.0.0 --port 5000 > "+shared()+"/moto.log 2>&1")
-	require.NoError(t, err)
-	ip, err := docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+c.network.name+`").IPAddress}}`, name)
-	require.NoError(t, err)
-	c.reach = "http://" + ip + ":5000"
-	eventually(t, time.Minute, "the EC2 API answers", func() error { return c.call("DescribeInstances", nil, nil) })
-	_, err = c.post("moto", "", "", "", "/moto-api/recorder/start-recording")
+	c := &cloud{network: newNetwork(t, "172.31.0.0/20", "172.31.15.0/24"), endpoint: "http://127.0.0.1:" + motoPort,
+		hosts: map[string]*host{}, devices: map[string]*device{}}
+	c.reach = motoIn(t, c.network)
+	_, err := c.post("moto", "", "", "", "/moto-api/recorder/start-recording")
 	require.NoError(t, err)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var booting sync.WaitGroup
 	booting.Go(func() {
 		for ctx.Err() == nil {
-			if err := c.boot(t); err != nil {
+			if err := errors.Join(c.boot(t), c.attach()); err != nil {
 				t.Errorf("boot what the cloud says is running: %v", err)
 				return
 			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(200 * time.Millisecond):
+			case <-time.After(time.Second):
 			}
 		}
 	})
@@ -93,7 +64,7 @@ func startCloud(t *testing.T) *cloud {
 
 // env is what makes Ansible, its modules and its inventory talk to this cloud.
 func (c *cloud) env() environ {
-	return environ{"AWS_URL=" + c.endpoint, "AWS_ENDPOINT_URL=" + c.endpoint, "AWS_ACCESS_KEY_ID=AKIAFOOTFALLE2ETEST0",
+	return environ{"AWS_URL=" + c.endpoint, "AWS_ENDPOINT_URL=" + c.endpoint, "AWS_ACCESS_KEY_ID=" + operatorID,
 		"AWS_SECRET_ACCESS_KEY=no-secret-but-long-enough-to-be-one-000"}
 }
 
@@ -138,13 +109,11 @@ func (c *cloud) post(service, contentType, target, body, path string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("User-Agent", harnessAgent)
 	req.Header.Set("Content-Type", contentType)
 	if target != "" {
 		req.Header.Set("X-Amz-Target", target)
 	}
-	// moto reads region and service here, and checks no signature.
-	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIAFOOTFALLE2ETEST0/20260101/"+region+"/"+service+"/aws4_request, SignedHeaders=host, Signature=none")
+	req.Header.Set("Authorization", authorization(region+"/"+service))
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, err
@@ -155,51 +124,6 @@ func (c *cloud) post(service, contentType, target, body, path string) ([]byte, e
 		err = fmt.Errorf("status %d: %s", resp.StatusCode, answer)
 	}
 	return answer, err
-}
-
-// harnessAgent tells the harness's own requests from Ansible's.
-const harnessAgent = "footfall-e2e"
-
-// actions are the API's actions that Ansible has asked for, as IAM names them.
-func (c *cloud) actions(t *testing.T) []string {
-	t.Helper()
-	resp, err := http.Get(c.reach + "/moto-api/recorder/download-recording")
-	require.NoError(t, err)
-	defer resp.Body.Close()
-	return recordedActions(t, resp.Body)
-}
-
-// recordedActions reads moto's recording, one JSON object a request.
-func recordedActions(t *testing.T, recording io.Reader) []string {
-	t.Helper()
-	asked := map[string]bool{}
-	for lines := json.NewDecoder(recording); lines.More(); {
-		var request struct {
-			Headers map[string]string
-			Body    string
-			Encoded bool `json:"body_encoded"` // in base64
-		}
-		require.NoError(t, lines.Decode(&request))
-		if request.Headers["User-Agent"] == harnessAgent {
-			continue
-		}
-		text := request.Body
-		if request.Encoded {
-			decoded, err := base64.StdEncoding.DecodeString(text)
-			require.NoError(t, err)
-			text = string(decoded)
-		}
-		form, err := url.ParseQuery(text)
-		require.NoError(t, err)
-		credential := strings.Split(request.Headers["Authorization"], "/")
-		require.Greater(t, len(credential), 3, "%v", request.Headers)
-		action := form.Get("Action")
-		if target := request.Headers["X-Amz-Target"]; target != "" {
-			_, action, _ = strings.Cut(target, ".")
-		}
-		asked[credential[3]+":"+action] = true
-	}
-	return slices.Sorted(maps.Keys(asked))
 }
 
 // An instance is what DescribeInstances says of one.
@@ -248,6 +172,17 @@ func (c *cloud) describe() ([]instance, error) {
 	}
 	err := c.call("DescribeInstances", nil, &answer)
 	return answer.Instances, err
+}
+
+// host is the running host of a name.
+func (c *cloud) host(t *testing.T, name string) *host {
+	t.Helper()
+	i, ok := c.instances(t)[name]
+	require.True(t, ok, "the cloud has no %s", name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	require.Contains(t, c.hosts, i.ID, "%s has not booted", name)
+	return c.hosts[i.ID]
 }
 
 // boot starts a host for each new instance and removes those of terminated ones.
@@ -312,9 +247,8 @@ func (c *cloud) hostKey(id string) ([]byte, error) {
 	return []byte(lines.String()), nil
 }
 
-// remove takes away the hosts and the network, and empties the account.
+// remove takes away the hosts and the network.
 func (c *cloud) remove() {
-	c.post("moto", "", "", "", "/moto-api/reset")
 	f := fleet{network: c.network}
 	for _, h := range c.hosts {
 		f.hosts = append(f.hosts, h)

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -65,6 +66,14 @@ func joinController(t *testing.T, n network) {
 	require.NoError(t, isolateController())
 }
 
+// addressIn is the controller's address in a network.
+func addressIn(t *testing.T, n network) string {
+	t.Helper()
+	ip, err := docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+n.name+`").IPAddress}}`, controllerName())
+	require.NoError(t, err)
+	return ip
+}
+
 // A recap is one host's line under PLAY RECAP.
 type recap struct {
 	OK, Changed, Unreachable, Failed int
@@ -93,7 +102,8 @@ func tryAnsible(t *testing.T, env environ, inventory, playbook string, args ...s
 	name, err := controller()
 	require.NoError(t, err)
 	command := []string{"exec", "--workdir", filepath.Join(repoDir(), "ansible"),
-		"--env", "ANSIBLE_FORCE_COLOR=0", "--env", "ANSIBLE_NOCOWS=1", "--env", "ANSIBLE_HOME=/root/.ansible"}
+		"--env", "ANSIBLE_FORCE_COLOR=0", "--env", "ANSIBLE_NOCOWS=1", "--env", "ANSIBLE_HOME=/root/.ansible",
+		"--env", "ANSIBLE_CALLBACKS_ENABLED=ansible.posix.profile_tasks"} // the log ends with the slowest tasks
 	for _, e := range env {
 		command = append(command, "--env", e)
 	}
@@ -133,7 +143,15 @@ func (f *fleet) ansible(t *testing.T, playbook string, args ...string) play {
 func (p play) require(t *testing.T) {
 	t.Helper()
 	if p.Err != nil || p.Failed > 0 {
-		t.Fatalf("ansible-playbook: %v, log %s\n%s", p.Err, p.Log, tail(p.Output, 60))
+		t.Fatalf("ansible-playbook: %v, log %s\n%s", p.Err, p.Log, tail(p.Output, 90))
+	}
+}
+
+// changedOnly fails the test if a task outside of the role changed something.
+func (p play) changedOnly(t *testing.T, role string) {
+	t.Helper()
+	for _, task := range p.Tasks {
+		assert.True(t, strings.HasPrefix(task, role+" : "), "%s, want only the role %s", task, role)
 	}
 }
 

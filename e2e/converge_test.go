@@ -14,10 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestConverge brings two bare hosts to a counting page; the second run and the dry run change nothing.
-func TestConverge(t *testing.T) {
-	s := converged(t)
-	record("site.yml: two bare hosts to a counting page", 0, 0, s.first.Took, "")
+// testConverge brings two bare hosts to a counting page; the second run and the dry run change nothing.
+func testConverge(t *testing.T, s *service) {
 	assert.Equal(t, []string{s.version, s.version}, s.running(t))
 
 	t.Run("again", func(t *testing.T) {
@@ -42,6 +40,44 @@ func TestConverge(t *testing.T) {
 			assert.Contains(t, p.Output, name)
 		}
 		assert.NotContains(t, p.Recap, "footfall-1", "a host was touched")
+	})
+
+	// Each role alone puts right what is its own, on the second host, and touches nothing else. The role fleet is
+	// alone in TestProvision, postgres, which the second host has not, in testBackupAndRestore.
+	t.Run("each tag alone", func(t *testing.T) {
+		second := s.hosts[1]
+		started := "docker inspect -f '{{.State.StartedAt}}' " + live
+		serving := second.must(t, started)
+		before := s.totals(t)
+		for _, tt := range []struct {
+			tag, drift, check string // check: a script that succeeds when it is right again
+		}{
+			{"base", "sysctl -qw net.ipv4.tcp_slow_start_after_idle=1", "sysctl -n net.ipv4.tcp_slow_start_after_idle | grep -qx 0"},
+			{"docker", "echo '{\"live-restore\": true}' > /etc/docker/daemon.json", "grep -q no-new-privileges /etc/docker/daemon.json && docker info -f '{{.LoggingDriver}}' | grep -qx local"},
+			{"web", "echo '# drift' >> /etc/nginx/nginx.conf", "! grep drift /etc/nginx/nginx.conf"},
+			{"monitoring", "systemctl stop prometheus-node-exporter", "systemctl -q is-active prometheus-node-exporter"},
+			{"app", "docker rm -f " + live, "curl -sf --unix-socket /var/lib/footfall/live.sock http://footfall/readyz"},
+			{"verify", "", ""},
+		} {
+			t.Run(tt.tag, func(t *testing.T) {
+				if tt.drift != "" {
+					second.must(t, tt.drift)
+				}
+				p := s.play(t, "site.yml", "--tags", tt.tag)
+				p.require(t)
+				p.changedOnly(t, tt.tag)
+				if tt.drift == "" {
+					assert.Zero(t, p.Changed, "%v", p.Tasks)
+					return
+				}
+				assert.NotZero(t, p.Changed, "the drift was not seen")
+				second.must(t, tt.check)
+				if tt.tag != "app" {
+					assert.Equal(t, serving, second.must(t, started), "the service was restarted")
+				}
+			})
+		}
+		assert.Equal(t, before.Visits+2, s.totals(t).Visits, "verify visits twice")
 	})
 
 	t.Run("forged addresses", func(t *testing.T) {

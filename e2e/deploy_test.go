@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -13,11 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDeployUnderLoad replaces the release while clients with kept-alive connections ask on: an
+// testDeployUnderLoad replaces the release while clients with kept-alive connections ask on: an
 // upgrade with a migration, a release that never gets ready, a second deployment meanwhile, the
 // way back. Not one request of at least 50,000 may fail.
-func TestDeployUnderLoad(t *testing.T) {
-	s := converged(t)
+func testDeployUnderLoad(t *testing.T, s *service) {
 	const upgrade, broken = "99.1.0", "99.2.0"
 	variant(t, s.version, upgrade, func(dir string) {
 		files, err := filepath.Glob(filepath.Join(dir, "sql", "*.sql"))
@@ -41,7 +41,8 @@ func init() {
 	})
 	before := s.totals(t)
 	visits := 0 // by the role verify, two a run
-	l := startLoad(t, s.url("/"), 16, 12*time.Millisecond)
+	cpu := s.edge().nginxCPU(t)
+	l := startLoad(t, s.url("/"), 16, 40*time.Millisecond)
 	part := func(name string, do func() play) play {
 		t.Helper()
 		from := l.sent()
@@ -86,7 +87,8 @@ func init() {
 	})
 
 	r := l.finish()
-	record("upgrade, broken release, rollback", r.Requests, r.Failed, r.Took, "slowest answer %d ms", r.Slowest.Milliseconds())
+	record("upgrade, broken release, rollback", r.Requests, r.Failed, r.Took, "slowest answer %d ms; nginx on the edge took %d µs of processor a request",
+		r.Slowest.Milliseconds(), (s.edge().nginxCPU(t)-cpu).Microseconds()/int64(r.Requests))
 	assert.Zero(t, r.Failed, "%s", r)
 	assert.Equal(t, before.Visits+r.Counted+visits, s.totals(t).Visits, "each answered visit is counted once")
 	t.Log(s.recount(t))
@@ -96,4 +98,13 @@ func init() {
 	images := s.edge().must(t, "docker images --format '{{.Tag}}' "+appImage())
 	assert.NotContains(t, images, broken, "a failed release's image is kept")
 	assert.Contains(t, images, upgrade, "the way forward again")
+}
+
+// nginxCPU is the processor time that the host's nginx has taken since its workers were started.
+func (h *host) nginxCPU(t *testing.T) time.Duration {
+	t.Helper()
+	// utime and stime of proc_pid_stat(5), in ticks of 10 ms.
+	ticks, err := strconv.Atoi(h.must(t, "cat $(pgrep -x nginx | sed 's|.*|/proc/&/stat|') | awk '{ sum += $14 + $15 } END { print sum }'"))
+	require.NoError(t, err)
+	return time.Duration(ticks) * 10 * time.Millisecond
 }

@@ -147,11 +147,18 @@ func sweep() {
 		}
 		for _, value := range strings.Fields(owners) {
 			owner, ours := strings.CutPrefix(value, prefix)
-			if comm, err := os.ReadFile("/proc/" + owner + "/comm"); ours && (err != nil || !strings.HasPrefix(string(comm), "e2e.test")) {
+			if ours && !alive(owner) {
 				remove(filter + "=" + value)
 			}
 		}
 	}
+	sweepDevices()
+}
+
+// alive tells whether the run with that process id still goes on.
+func alive(pid string) bool {
+	comm, err := os.ReadFile("/proc/" + pid + "/comm")
+	return err == nil && strings.HasPrefix(string(comm), "e2e.test")
 }
 
 // remove deletes the containers, their anonymous volumes, the networks and the volumes with a label.

@@ -24,14 +24,20 @@ type network struct {
 	prefix netip.Prefix
 }
 
-var networks int
+// Tests that run side by side make theirs one at a time: the controller joins each, and is cut off again.
+var networks struct {
+	sync.Mutex
+	made int
+}
 
 // newNetwork makes a bridge with the given range, or for "" with the first free one of 10.83.0.0/16.
 // Addresses that nobody chose come from the range automatic, if given.
 func newNetwork(t *testing.T, prefix, automatic string) network {
 	t.Helper()
-	networks++
-	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks)}
+	networks.Lock()
+	defer networks.Unlock()
+	networks.made++
+	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks.made)}
 	candidates := []string{prefix}
 	if prefix == "" {
 		candidates = nil
@@ -123,6 +129,7 @@ func bootHost(t *testing.T, n network, name, ip string, hostKey []byte) *host {
 		"--network", n.name, "--ip", ip, "--restart", "always", "--cgroupns", "private",
 		"--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--cap-drop", "SYS_TIME", "--cap-drop", "SYS_MODULE", "--cap-drop", "SYS_RAWIO",
 		"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined",
+		"--device-cgroup-rule", "b 7:* rmw", // loop devices, for the volumes of a cloud
 		"--tmpfs", "/run:exec", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec",
 		"--volume", "/var/lib/docker", "--volume", "/var/lib/containerd",
 		"--env", "HOST_DNS="+nameserver(), hostImage)
@@ -143,7 +150,7 @@ func bootHost(t *testing.T, n network, name, ip string, hostKey []byte) *host {
 // awaitBoot waits until systemd has started everything and sshd answers.
 func (h *host) awaitBoot(t *testing.T) {
 	t.Helper()
-	eventually(t, time.Minute, h.name+" boots", func() error {
+	eventually(t, 3*time.Minute, h.name+" boots", func() error {
 		if state, err := h.sh("systemctl is-system-running"); err != nil {
 			return fmt.Errorf("state %q: %w", state, err)
 		}
@@ -190,7 +197,7 @@ func (f *fleet) writeInventory(t *testing.T) {
 	f.inventory = filepath.Join(shared(), f.network.name+".ini")
 	inventory.WriteString("[footfall]\n")
 	for _, h := range f.hosts {
-		fmt.Fprintf(&inventory, "%s ansible_host=%s private_ip=%s\n", h.name, h.ip, h.ip)
+		fmt.Fprintf(&inventory, "%s ansible_host=%s\n", h.name, h.ip) // without private_ip: its default is meant
 		fmt.Fprintf(&known, "%s %s\n", h.ip, h.hostKey)
 	}
 	inventory.WriteString("\n[all:vars]\nprovision=false\n")

@@ -3,8 +3,6 @@
 package e2e
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,10 +13,9 @@ import (
 // TestImageSaysItsVersion: the image that make builds carries version.txt's version in its tag, its label and its
 // program. The page, /version and the metric are compared with the same file in version_test.go.
 func TestImageSaysItsVersion(t *testing.T) {
+	besideTheService(t)
 	setUp(t)
-	text, err := os.ReadFile(filepath.Join(repoDir(), "version.txt"))
-	require.NoError(t, err)
-	version := strings.TrimSpace(string(text))
+	version := repoVersion(t)
 	image := "footfall-e2e-" + pid + "-image"
 	atEnd(func() { docker("rmi", "-f", image+":"+version) })
 	require.NoError(t, step("make image", func() error {

@@ -32,6 +32,16 @@ type loadResult struct {
 	Took     time.Duration
 }
 
+// failedGETs is how many of the failed requests were visits.
+func (r loadResult) failedGETs() (n int) {
+	for reason, times := range r.Reasons {
+		if strings.HasPrefix(reason, http.MethodGet) {
+			n += times
+		}
+	}
+	return n
+}
+
 func (r loadResult) String() string {
 	return fmt.Sprintf("%d requests, %d failed %v, slowest %s, in %.1f s", r.Requests, r.Failed, r.Reasons, r.Slowest.Round(time.Millisecond), r.Took.Seconds())
 }

@@ -4,11 +4,12 @@
 // an EC2 API, an ACME authority, a container engine, a browser. Root and Debian's packages are all
 // it needs:
 //
-//	go test -tags e2e -timeout 25m -v ./e2e
+//	go test -tags e2e -timeout 75m -v ./e2e
 //
 // What is expensive is made once and shared: images per engine (kept, found again by the hash of
-// what they are made from), the controller per run, converged hosts per group of tests. Traffic
-// stays in the run's own networks. At the end a table of figures is printed and kept in e2e/out.
+// what they are made from), the controller per run, converged hosts for all that happens to a running
+// service (TestService); the other tests run beside that, one at a time. Traffic stays in the run's own
+// networks. At the end a table of figures is printed and kept in e2e/out.
 package e2e
 
 import (
@@ -29,6 +30,7 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	flag.Set("test.parallel", "8") // TestService and the one beside it; those that wait for their turn count, too
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "e2e: run as root: hosts and the engine need it")
 		os.Exit(1)

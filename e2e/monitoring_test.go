@@ -5,19 +5,79 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
+// An operator is whom the monitoring tells: a mailbox in the controller, and a hook here.
+type operator struct {
+	hook string // http://host:port
+	smtp string // host:port
+	mail string // file with every mail that came
+
+	mu    sync.Mutex
+	calls map[string][]string // of the hook: bodies by path
+}
+
+// startOperator starts, until the end of the run, whom the hosts of a network tell.
+func startOperator(t *testing.T, n network) *operator {
+	t.Helper()
+	listener, err := net.Listen("tcp", net.JoinHostPort(n.addr(1), "0"))
+	require.NoError(t, err)
+	o := &operator{hook: "http://" + listener.Addr().String(), smtp: net.JoinHostPort(addressIn(t, n), "25"),
+		mail: filepath.Join(shared(), "mail"), calls: map[string][]string{}}
+	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.calls[r.URL.Path] = append(o.calls[r.URL.Path], string(body))
+	})}
+	go server.Serve(listener)
+	atEnd(func() { server.Close() })
+	_, err = docker("exec", "--detach", "--env", "PYTHONUNBUFFERED=1", controllerName(), "sh", "-c",
+		"exec python3 -m aiosmtpd --nosetuid --listen 0.0.0.0:25 --class aiosmtpd.handlers.Debugging stdout > "+o.mail+" 2>&1")
+	require.NoError(t, err)
+	return o
+}
+
+// told is nil when mail and hook have brought the alert.
+func (o *operator) told(alert string) error {
+	mail, err := os.ReadFile(o.mail)
+	if err != nil {
+		return err
+	}
+	if !regexp.MustCompile(`(?m)^Subject: .*` + alert).Match(mail) {
+		return fmt.Errorf("no mail has the subject %s:\n%s", alert, tail(string(mail), 20))
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if calls := strings.Join(o.calls["/alert"], "\n"); !strings.Contains(calls, `"alertname":"`+alert+`"`) {
+		return fmt.Errorf("no call of the hook names %s: %s", alert, calls)
+	}
+	return nil
+}
+
+// heartbeats is how often the heartbeat was called.
+func (o *operator) heartbeats() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.calls["/heartbeat"])
+}
+
 // TestMonitoring lets Debian 13's promtool and amtool judge the alert rules, their tests, the
 // dashboard's expressions and the configuration, and holds rules, tests, docs and metrics together.
 func TestMonitoring(t *testing.T) {
+	besideTheService(t)
 	setUp(t)
 	name, err := controller()
 	require.NoError(t, err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -24,6 +23,7 @@ import (
 // three whose leader is killed, host and all, while visits come in. Every visit is a visitor of
 // its own, so that afterwards each can be asked how often it was counted.
 func TestPatroni(t *testing.T) {
+	besideTheService(t)
 	f := bootHosts(t, 3)
 	defer f.remove()
 	made := f.ansible(t, filepath.Join(repoDir(), "e2e", "patroni.yml"), "-e", "patroni_network="+f.network.prefix.String())
@@ -33,12 +33,10 @@ func TestPatroni(t *testing.T) {
 	for _, h := range f.hosts {
 		hosts = append(hosts, h.ip+":5432")
 	}
-	text, err := os.ReadFile(filepath.Join(repoDir(), "version.txt"))
-	require.NoError(t, err)
-	image := release(t, "", strings.TrimSpace(string(text)))
+	image := release(t)
 	container := "footfall-e2e-" + pid + "-on-patroni"
 	ip := f.network.addr(50)
-	_, err = docker("run", "--detach", "--name", container, "--label", label+"="+pid, "--network", f.network.name, "--ip", ip,
+	_, err := docker("run", "--detach", "--name", container, "--label", label+"="+pid, "--network", f.network.name, "--ip", ip,
 		"--env", "DATABASE_URL=postgres://footfall:for-tests@"+strings.Join(hosts, ",")+"/footfall?target_session_attrs=read-write",
 		"--env", "TRUSTED_PROXIES="+f.network.prefix.String(), image)
 	require.NoError(t, err)

@@ -9,29 +9,62 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-// TestProvision makes the machines in an empty account, and takes them down again. Each instance
-// boots, and Ansible waits for it over SSH with the key that it made for it.
+// TestProvision goes from an empty account to a counting page and back, by one command: makes the machines, adds
+// hosts and takes them away while visitors come, loses the first one, takes everything down. Each instance boots,
+// and Ansible waits for it over SSH with the key that it made for it.
 func TestProvision(t *testing.T) {
+	besideTheService(t)
 	c := startCloud(t)
+	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
 	var first instance
-	provision := func(t *testing.T, args ...string) play {
+	run := func(t *testing.T, args ...string) play {
 		t.Helper()
-		p := c.ansible(t, "site.yml", append([]string{"--tags", "fleet"}, args...)...)
+		p := c.ansible(t, "site.yml", args...)
 		p.require(t)
 		assert.NotContains(t, p.Output, "PRIVATE KEY")
 		return p
 	}
-	again := func(t *testing.T, args ...string) {
+	// machines is site.yml for the machines alone; site is all of it, up to the look from outside.
+	machines := func(t *testing.T, args ...string) play {
+		return run(t, slices.Concat(args, []string{"--tags", "fleet"})...)
+	}
+	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)),
+		"-e", "postgres_image_archive=" + archive(t, "postgres:17"), "-e", "requests_per_second=100000",
+		"-e", "monitoring=false"} // TestService has it
+	site := func(t *testing.T, args ...string) play {
 		t.Helper()
-		p := provision(t, args...)
+		p := run(t, slices.Concat(args, settings)...)
+		s.hosts = nil
+		for _, name := range slices.Sorted(maps.Keys(c.instances(t))) {
+			s.hosts = append(s.hosts, c.host(t, name))
+		}
+		return p
+	}
+	again := func(t *testing.T, p play) {
+		t.Helper()
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
 	}
+	// siteUnderLoad lets visitors come meanwhile.
+	siteUnderLoad := func(t *testing.T, name string, args ...string) {
+		t.Helper()
+		before := s.totals(t)
+		l := startLoad(t, s.url("/"), 8, 50*time.Millisecond)
+		p := site(t, args...)
+		r := l.finish()
+		record(name, r.Requests, r.Failed, p.Took, "changed=%d; failed GETs %d, slowest answer %d ms", p.Changed, r.failedGETs(), r.Slowest.Milliseconds())
+		assert.Zero(t, r.failedGETs(), "%s", r)
+		assert.Equal(t, before.Visits+r.Counted+2, s.totals(t).Visits, "each answered visit is counted once, and verify's two")
+		s.recount(t)
+	}
+
 	ok := t.Run("a stranger's image is refused", func(t *testing.T) {
 		c.putParameter(t, "/e2e/foreign", foreignImage)
 		p := c.ansible(t, "site.yml", "--tags", "fleet", "-e", "ami_parameter=/e2e/foreign")
@@ -40,8 +73,8 @@ func TestProvision(t *testing.T) {
 		assert.Empty(t, c.instances(t))
 	})
 	ok = ok && t.Run("from nothing", func(t *testing.T) {
-		p := provision(t)
-		record("provision one host from nothing", 0, 0, p.Took, "changed=%d", p.Changed)
+		p := site(t)
+		record("site.yml: an empty account to a counting page", 0, 0, p.Took, "changed=%d", p.Changed)
 		require.Len(t, c.instances(t), 1)
 		first = c.instances(t)["footfall-1"]
 		assert.Equal(t, newImage, first.Image, "Debian's newest, not the stranger's")
@@ -49,30 +82,33 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, first.Public, c.address(t))
 		assert.Equal(t, []volume{{Encrypted: true, Type: "gp3", Instance: first.ID, KeptAfter: true}}, c.volumes(t, "footfall-data"))
 		assert.ErrorContains(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil), "may not be terminated")
+		assert.Equal(t, "ext4", s.edge().must(t, "findmnt --noheadings --output FSTYPE /srv/footfall"), "the data volume")
+		assert.Contains(t, s.visit(t), "You have visited this page")
 	})
+	c.putParameter(t, "/e2e/debian", oldImage)
+	older := []string{"-e", "ami_parameter=/e2e/debian"} // another image makes no second host
 	ok = ok && t.Run("again, and with --check", func(t *testing.T) {
-		c.putParameter(t, "/e2e/debian", oldImage) // another image makes no second host
-		again(t, "-e", "ami_parameter=/e2e/debian")
-		again(t, "-e", "ami_parameter=/e2e/debian", "--check", "--diff")
+		again(t, site(t, older...))
+		again(t, machines(t, append(older, "--check", "--diff")...))
 	})
-	three := []string{"-e", "node_count=3", "-e", "ami_parameter=/e2e/debian"}
+	three := append(older, "-e", "node_count=3")
 	ok = ok && t.Run("three hosts", func(t *testing.T) {
-		p := provision(t, three...)
-		record("from one host to three", 0, 0, p.Took, "changed=%d", p.Changed)
+		siteUnderLoad(t, "from one host to three, under load", three...)
 		hosts := c.instances(t)
 		require.Len(t, hosts, 3)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 		assert.Equal(t, oldImage, hosts["footfall-3"].Image, "the parameter's")
 		assert.Len(t, hosts["footfall-3"].Groups, 1, "its port 80 is nobody's business")
+		assert.Contains(t, s.hosts[2].must(t, "cat /var/log/nginx/access.log"), `"path":"/"`, "the edge sends the third host nothing")
 	})
 	ok = ok && t.Run("what drifted is put right", func(t *testing.T) {
 		second := c.instances(t)["footfall-2"]
 		require.NoError(t, c.call("StopInstances", url.Values{"InstanceId.1": {second.ID}}, nil))
 		require.NoError(t, c.call("CreateTags", url.Values{"ResourceId.1": {second.ID}, "Tag.1.Key": {"leaving"}, "Tag.1.Value": {"true"}}, nil))
-		p := provision(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`)...)
+		p := machines(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`)...)
 		assert.Len(t, p.Tasks, 3, "the firewall, the stopped host, its tag: %v", p.Tasks)
 		assert.Equal(t, "running", c.instances(t)["footfall-2"].State)
-		again(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`, "--check", "--diff")...)
+		again(t, machines(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`, "--check", "--diff")...))
 	})
 	ok = ok && t.Run("the inventory puts footfall-1 first", func(t *testing.T) {
 		playbook := filepath.Join(shared(), "order.yml")
@@ -87,25 +123,31 @@ func TestProvision(t *testing.T) {
 		p.require(t)
 		assert.Contains(t, p.Output, "order footfall-1 footfall-2 footfall-3")
 	})
+	ok = ok && t.Run("no host is removed that the edge sends visits to", func(t *testing.T) {
+		p := c.ansible(t, "site.yml", "--tags", "fleet")
+		assert.Error(t, p.Err)
+		assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), "footfall-2, footfall-3 not removed, the edge still sends visits there")
+		assert.Len(t, c.instances(t), 3)
+	})
 	ok = ok && t.Run("one host again", func(t *testing.T) {
-		p := provision(t)
-		record("from three hosts to one", 0, 0, p.Took, "changed=%d", p.Changed)
+		siteUnderLoad(t, "from three hosts to one, under load", older...)
 		hosts := c.instances(t)
 		require.Len(t, hosts, 1)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 	})
 	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
 		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
+		before, address := s.totals(t), c.address(t)
 		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
-		before := c.address(t)
-		p := provision(t)
-		record("a lost first host replaced", 0, 0, p.Took, "same address, same data volume")
+		p := site(t)
+		record("the first host lost, made anew", 0, 0, p.Took, "same address, same data volume, lost 0")
 		second := c.instances(t)["footfall-1"]
 		assert.NotEqual(t, first.ID, second.ID)
-		assert.Equal(t, before, second.Public)
+		assert.Equal(t, address, second.Public)
 		assert.Equal(t, []volume{{Encrypted: true, Type: "gp3", Instance: second.ID, KeptAfter: true}}, c.volumes(t, "footfall-data"))
 		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
-		again(t)
+		assert.Equal(t, totals{before.Visits + 2, before.Visitors}, s.totals(t), "verify visits twice")
+		s.recount(t)
 	})
 	ok = ok && t.Run("destroy", func(t *testing.T) {
 		p := c.ansible(t, "destroy.yml", "-e", "project=another")

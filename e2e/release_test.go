@@ -6,29 +6,42 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// release builds the repository's Dockerfile, unmodified, with a version, and returns the image's
-// name, which ends in :VERSION. source is a copy of the repository that the test changed (copyRepo), or
-// "" for the repository as it is.
-func release(t *testing.T, source, version string) string {
+// release builds (once) the repository's Dockerfile, unmodified, with its own version, and returns the image's
+// name, which ends in :VERSION.
+func release(t *testing.T) string {
 	t.Helper()
 	setUp(t)
-	if source == "" {
-		source = copyRepo(t)
-	}
-	// version.txt is the one source of the version.
-	require.NoError(t, os.WriteFile(filepath.Join(source, "version.txt"), []byte(version+"\n"), 0o644))
+	releases.Lock()
+	defer releases.Unlock()
+	version := repoVersion(t)
 	name := appImage() + ":" + version
+	if _, err := docker("image", "inspect", name); err == nil {
+		return name
+	}
+	source := copyRepo(t)
 	require.NoError(t, step("build "+name, func() error {
 		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--build-arg", "VERSION="+version, "-t", name, source)
 		return err
 	}))
 	atEnd(func() { docker("rmi", "-f", name) })
 	return name
+}
+
+// releases is held while an image or an archive is made that several tests need.
+var releases sync.Mutex
+
+// repoVersion is what version.txt says.
+func repoVersion(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repoDir(), "version.txt"))
+	require.NoError(t, err)
+	return strings.TrimSpace(string(text))
 }
 
 // appImage is the name of this run's releases, without a tag: app_image.
@@ -54,11 +67,16 @@ func copyRepo(t *testing.T) string {
 	return dir
 }
 
-// archive saves an image where the controller sees it, and returns the path.
+// archive saves an image (once) where the controller sees it, and returns the path.
 func archive(t *testing.T, image string) string {
 	t.Helper()
 	setUp(t)
+	releases.Lock()
+	defer releases.Unlock()
 	path := filepath.Join(shared(), strings.NewReplacer(":", "-", "/", "-").Replace(image)+".tar")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
 	require.NoError(t, step("save "+image, func() error {
 		_, err := docker("save", "--output", path, image)
 		return err

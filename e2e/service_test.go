@@ -18,42 +18,63 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A service is two hosts on which the release in the repository runs, brought up by site.yml. The
-// tests that need it share one.
+// TestService brings up the service on two hosts, and does to it what happens to a service, one thing after the other.
+func TestService(t *testing.T) {
+	t.Parallel()
+	s := converged(t)
+	defer s.remove()
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, *service)
+	}{
+		{"BackupAndRestore", testBackupAndRestore},
+		{"Browser", testBrowser},
+		{"Converge", testConverge},
+		{"DeployUnderLoad", testDeployUnderLoad},
+		{"Faults", testFaults},
+		{"TLS", testTLS},
+	} {
+		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
+	}
+}
+
+// besideTheService lets a test run while TestService does, one at a time: a playbook waits more than it works, and
+// two at once keep two cores busy.
+func besideTheService(t *testing.T) {
+	t.Parallel()
+	beside.Lock()
+	t.Cleanup(beside.Unlock)
+}
+
+var beside sync.Mutex
+
+// A service is hosts on which the release in the repository runs.
 type service struct {
 	*fleet
 	version  string
 	first    play     // the site.yml that brought it up
 	settings []string // arguments of every playbook
+	operator *operator
 }
 
-var shareService struct {
-	sync.Mutex
-	*service
-}
-
-// converged is the shared service, brought up by whoever asks first.
+// converged is a service on two hosts that site.yml has just brought up.
 func converged(t *testing.T) *service {
 	t.Helper()
-	shareService.Lock()
-	defer shareService.Unlock()
-	if shareService.service != nil {
-		return shareService.service
-	}
 	setUp(t)
-	text, err := os.ReadFile(filepath.Join(repoDir(), "version.txt"))
-	require.NoError(t, err)
-	s := &service{version: strings.TrimSpace(string(text))}
+	s := &service{version: repoVersion(t)}
+	image := release(t)
+	s.fleet = bootHosts(t, 2)
+	s.operator = startOperator(t, s.network)
 	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "postgres_image_archive=" + archive(t, "postgres:17"),
+		"-e", "monitoring_webhook=" + s.operator.hook + "/alert", "-e", "monitoring_heartbeat=" + s.operator.hook + "/heartbeat",
+		"-e", "monitoring_email=operator@example.org", "-e", "monitoring_smtp=" + s.operator.smtp,
 		// All of a test's clients have one address.
 		"-e", "requests_per_second=100000",
 		// Every process of the deployment must know it: another one is refused.
 		"-e", "visitor_key=" + strings.Repeat("0123456789abcdef", 4)}
-	image := release(t, "", s.version)
-	s.fleet = bootHosts(t, 2)
 	s.first = s.play(t, "site.yml", "-e", "app_image_archive="+archive(t, image))
 	s.first.require(t)
-	shareService.service = s
+	record("site.yml: two bare hosts to a counting page", 0, 0, s.first.Took, "")
 	return s
 }
 

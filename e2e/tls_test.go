@@ -18,10 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTLS gives the edge a name: a certificate from an ACME authority (pebble), its renewal by the
+// testTLS gives the edge a name: a certificate from an ACME authority (pebble), its renewal by the
 // timer's unit, the redirect, and no page under another name.
-func TestTLS(t *testing.T) {
-	s := converged(t)
+func testTLS(t *testing.T, s *service) {
 	const domain = "count.example.org"
 	ca := startACME(t, s, domain)
 	settings := []string{"--tags", "web,verify", "-e", "domain=" + domain, "-e", "acme_email=ops@example.org",
