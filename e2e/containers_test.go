@@ -21,7 +21,6 @@ const composeLabel = "com.docker.compose.project"
 
 // TestContainers runs the Dockerfile and compose.yaml as they are in the repository.
 func TestContainers(t *testing.T) {
-	besideTheService(t)
 	setUp(t)
 	name, err := controller()
 	require.NoError(t, err)

@@ -24,20 +24,14 @@ type network struct {
 	prefix netip.Prefix
 }
 
-// Tests that run side by side make theirs one at a time: the controller joins each, and is cut off again.
-var networks struct {
-	sync.Mutex
-	made int
-}
+var networks int
 
 // newNetwork makes a bridge with the given range, or for "" with the first free one of 10.83.0.0/16.
 // Addresses that nobody chose come from the range automatic, if given.
 func newNetwork(t *testing.T, prefix, automatic string) network {
 	t.Helper()
-	networks.Lock()
-	defer networks.Unlock()
-	networks.made++
-	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks.made)}
+	networks++
+	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks)}
 	candidates := []string{prefix}
 	if prefix == "" {
 		candidates = nil

@@ -13,7 +13,6 @@ import (
 // TestImageSaysItsVersion: the image that make builds carries version.txt's version in its tag, its label and its
 // program. The page, /version and the metric are compared with the same file in version_test.go.
 func TestImageSaysItsVersion(t *testing.T) {
-	besideTheService(t)
 	setUp(t)
 	version := repoVersion(t)
 	image := "footfall-e2e-" + pid + "-image"

@@ -8,8 +8,9 @@
 //
 // What is expensive is made once and shared: images per engine (kept, found again by the hash of
 // what they are made from), the controller per run, converged hosts for all that happens to a running
-// service (TestService); the other tests run beside that, one at a time. Traffic stays in the run's own
-// networks. At the end a table of figures is printed and kept in e2e/out.
+// service (TestService). One test at a time: two playbooks at once take twice as long each on two cores,
+// and what is measured is measured alone. Traffic stays in the run's own networks. At the end a table of
+// figures is printed and kept in e2e/out.
 package e2e
 
 import (
@@ -30,7 +31,6 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	flag.Set("test.parallel", "8") // TestService and the one beside it; those that wait for their turn count, too
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "e2e: run as root: hosts and the engine need it")
 		os.Exit(1)

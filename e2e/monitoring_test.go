@@ -77,7 +77,6 @@ func (o *operator) heartbeats() int {
 // TestMonitoring lets Debian 13's promtool and amtool judge the alert rules, their tests, the
 // dashboard's expressions and the configuration, and holds rules, tests, docs and metrics together.
 func TestMonitoring(t *testing.T) {
-	besideTheService(t)
 	setUp(t)
 	name, err := controller()
 	require.NoError(t, err)

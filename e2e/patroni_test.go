@@ -23,7 +23,6 @@ import (
 // three whose leader is killed, host and all, while visits come in. Every visit is a visitor of
 // its own, so that afterwards each can be asked how often it was counted.
 func TestPatroni(t *testing.T) {
-	besideTheService(t)
 	f := bootHosts(t, 3)
 	defer f.remove()
 	made := f.ansible(t, filepath.Join(repoDir(), "e2e", "patroni.yml"), "-e", "patroni_network="+f.network.prefix.String())

@@ -21,7 +21,6 @@ import (
 // hosts and takes them away while visitors come, loses the first one, takes everything down. Each instance boots,
 // and Ansible waits for it over SSH with the key that it made for it.
 func TestProvision(t *testing.T) {
-	besideTheService(t)
 	c := startCloud(t)
 	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
 	var first instance
@@ -56,7 +55,7 @@ func TestProvision(t *testing.T) {
 	siteUnderLoad := func(t *testing.T, name string, args ...string) {
 		t.Helper()
 		before := s.totals(t)
-		l := startLoad(t, s.url("/"), 8, 50*time.Millisecond)
+		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
 		p := site(t, args...)
 		r := l.finish()
 		record(name, r.Requests, r.Failed, p.Took, "changed=%d; failed GETs %d, slowest answer %d ms", p.Changed, r.failedGETs(), r.Slowest.Milliseconds())

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -17,8 +16,6 @@ import (
 func release(t *testing.T) string {
 	t.Helper()
 	setUp(t)
-	releases.Lock()
-	defer releases.Unlock()
 	version := repoVersion(t)
 	name := appImage() + ":" + version
 	if _, err := docker("image", "inspect", name); err == nil {
@@ -32,9 +29,6 @@ func release(t *testing.T) string {
 	atEnd(func() { docker("rmi", "-f", name) })
 	return name
 }
-
-// releases is held while an image or an archive is made that several tests need.
-var releases sync.Mutex
 
 // repoVersion is what version.txt says.
 func repoVersion(t *testing.T) string {
@@ -71,8 +65,6 @@ func copyRepo(t *testing.T) string {
 func archive(t *testing.T, image string) string {
 	t.Helper()
 	setUp(t)
-	releases.Lock()
-	defer releases.Unlock()
 	path := filepath.Join(shared(), strings.NewReplacer(":", "-", "/", "-").Replace(image)+".tar")
 	if _, err := os.Stat(path); err == nil {
 		return path

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,7 +19,6 @@ import (
 
 // TestService brings up the service on two hosts, and does to it what happens to a service, one thing after the other.
 func TestService(t *testing.T) {
-	t.Parallel()
 	s := converged(t)
 	defer s.remove()
 	for _, part := range []struct {
@@ -37,16 +35,6 @@ func TestService(t *testing.T) {
 		t.Run(part.name, func(t *testing.T) { part.test(t, s) })
 	}
 }
-
-// besideTheService lets a test run while TestService does, one at a time: a playbook waits more than it works, and
-// two at once keep two cores busy.
-func besideTheService(t *testing.T) {
-	t.Parallel()
-	beside.Lock()
-	t.Cleanup(beside.Unlock)
-}
-
-var beside sync.Mutex
 
 // A service is hosts on which the release in the repository runs.
 type service struct {
