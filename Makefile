@@ -110,7 +110,7 @@ picture: ## the README's pictures of the page, made again with Chromium
 	go test -tags picture -run TestPicture -count=1 -v .
 
 .PHONY: e2e
-e2e: ## real hosts, containers, deployments and a browser; 15 to 40 minutes, as root
+e2e: ## real hosts, containers, deployments and a browser; up to an hour, as root
 	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v ./e2e
 
 .PHONY: bench
