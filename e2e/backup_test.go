@@ -25,7 +25,7 @@ func testBackupAndRestore(t *testing.T, s *service) {
 		return out
 	}
 	inBucket("PUT")
-	s.edge().must(t, "mkdir -p /root/.aws && printf '[default]\\naws_access_key_id = nobody\\naws_secret_access_key = no-secret\\n' > /root/.aws/credentials")
+	s.edge().must(t, "mkdir -p ~root/.aws && printf '[default]\\naws_access_key_id = nobody\\naws_secret_access_key = no-secret\\n' > ~root/.aws/credentials")
 	s.settings = append(s.settings, "-e", "backup_bucket="+bucket, "-e", "backup_s3_endpoint="+s3)
 	p := s.play(t, "site.yml", "--tags", "postgres")
 	p.require(t)
