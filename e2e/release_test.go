@@ -21,13 +21,19 @@ func release(t *testing.T) string {
 	if _, err := docker("image", "inspect", name); err == nil {
 		return name
 	}
-	source := copyRepo(t)
+	buildRelease(t, version, copyRepo(t))
+	return name
+}
+
+// buildRelease makes the image of a version from the Dockerfile in dir.
+func buildRelease(t *testing.T, version, dir string) {
+	t.Helper()
+	name := appImage() + ":" + version
 	require.NoError(t, step("build "+name, func() error {
-		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--build-arg", "VERSION="+version, "-t", name, source)
+		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "--build-arg", "VERSION="+version, "-t", name, dir)
 		return err
 	}))
 	atEnd(func() { docker("rmi", "-f", name) })
-	return name
 }
 
 // repoVersion is what version.txt says.

@@ -83,26 +83,13 @@ func (s *service) deploy(t *testing.T, version string, args ...string) play {
 	return s.play(t, "deploy.yml", append(args, "-e", "version="+version, "-e", "app_image_archive="+archive(t, appImage()+":"+version))...)
 }
 
-// variant makes a release's image from a changed copy of the repository: the repository's
-// own image with another binary.
-func variant(t *testing.T, base, version string, change func(dir string)) {
+// variant makes a release's image from a changed copy of the repository.
+func variant(t *testing.T, version string, change func(dir string)) {
 	t.Helper()
 	dir := copyRepo(t)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "version.txt"), []byte(version+"\n"), 0o644))
 	change(dir)
-	require.NoError(t, step("build variant "+version, func() error {
-		context := t.TempDir()
-		if _, err := sh("env", "CGO_ENABLED=0", "go", "build", "-C", dir, "-buildvcs=false", "-trimpath",
-			"-ldflags", "-s -w -X main.version="+version, "-o", filepath.Join(context, "footfall"), "."); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(context, "Dockerfile"), []byte("FROM "+appImage()+":"+base+"\nCOPY footfall /footfall\n"), 0o644); err != nil {
-			return err
-		}
-		_, err := sh("env", "DOCKER_BUILDKIT=0", "docker", "build", "-q", "-t", appImage()+":"+version, context)
-		return err
-	}))
-	atEnd(func() { docker("rmi", "-f", appImage()+":"+version) })
+	buildRelease(t, version, dir)
 }
 
 // live is, in a shell on a host, the id of the container that serves there.
