@@ -102,7 +102,7 @@ func tryAnsible(t *testing.T, env environ, inventory, playbook string, args ...s
 	name, err := controller()
 	require.NoError(t, err)
 	command := []string{"exec", "--workdir", filepath.Join(repoDir(), "ansible"),
-		"--env", "ANSIBLE_FORCE_COLOR=0", "--env", "ANSIBLE_NOCOWS=1", "--env", "ANSIBLE_HOME=/root/.ansible",
+		"--env", "ANSIBLE_FORCE_COLOR=0", "--env", "ANSIBLE_NOCOWS=1",
 		"--env", "ANSIBLE_CALLBACKS_ENABLED=ansible.posix.profile_tasks"} // the log ends with the slowest tasks
 	for _, e := range env {
 		command = append(command, "--env", e)
