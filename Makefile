@@ -67,7 +67,7 @@ need-%:
 	@delivery/need.sh $*
 
 .PHONY: test
-test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; under 3 minutes
+test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; 2 to 5 minutes
 	go test ./delivery
 	go test -race -timeout 10m -covermode=atomic -coverprofile=coverage.out .
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
@@ -110,7 +110,7 @@ picture: ## the README's pictures of the page, made again with Chromium
 	go test -tags picture -run TestPicture -count=1 -v .
 
 .PHONY: e2e
-e2e: ## real hosts, containers, deployments and a browser; up to an hour, as root
+e2e: ## real hosts, containers, deployments and a browser; about an hour, as root
 	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v ./e2e
 
 .PHONY: bench
