@@ -17,7 +17,7 @@ while read -r host; do
 done <<<"${DEPLOY_KNOWN_HOSTS:-}"
 
 new_enough() {
-	command -v ansible "$1" >/dev/null &&
+	command -v ansible >/dev/null && command -v "$1" >/dev/null &&
 		ansible --version | awk 'NR == 1 { split($0, v, /[^0-9]+/); exit !(v[2] > 2 || v[3] >= 19) }'
 }
 

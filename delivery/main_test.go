@@ -154,3 +154,25 @@ func commit(t *testing.T, root string) {
 		require.NoError(t, err)
 	}
 }
+
+// Debian 13 with its package ansible, but without ansible-lint and without an engine.
+func TestAnsibleSaysWhatIsMissing(t *testing.T) {
+	script, err := filepath.Abs("ansible.sh")
+	require.NoError(t, err)
+	home := t.TempDir()
+	fake := "#!/bin/sh\necho 'ansible [core 2.19.0]'\n"
+	require.NoError(t, os.WriteFile(filepath.Join(home, "ansible"), []byte(fake), 0o755))
+	try := func(program string) (string, error) {
+		cmd := exec.Command("bash", script, program)
+		cmd.Env = []string{"HOME=" + home, "PATH=" + home + ":/usr/bin:/bin", "DOCKER_HOST=unix://" + home + "/none"}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := try("ansible-other")
+	require.Error(t, err)
+	assert.Equal(t, "ansible.sh: ansible-other of ansible-core 2.19 or newer is needed: "+
+		"install Debian 13's packages ansible and ansible-lint, or start a Docker engine\n", out)
+	out, err = try("ansible")
+	require.NoError(t, err, out)
+	assert.Equal(t, "ansible [core 2.19.0]\n", out)
+}
