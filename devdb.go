@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -11,33 +12,29 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
-// dev serves with a PostgreSQL of its own, so that a developer needs to set up
+// dev serves with a private PostgreSQL, so that a developer needs to set up
 // nothing. Its data stay in dir between runs.
 func dev(ctx context.Context, dir string, getenv func(string) string, out io.Writer) (err error) {
-	withDatabase := func(databaseURL string) func(string) string {
-		return func(key string) string {
-			switch key {
-			case "DATABASE_URL":
-				return databaseURL
-			case "DATABASE_URL_FILE":
-				return ""
-			case "LOG_FORMAT":
-				if getenv(key) == "" {
-					return "text"
-				}
-			}
-			return getenv(key)
-		}
+	settings := map[string]string{
+		"DATABASE_URL":      "postgres://localhost", // until the cluster's is known
+		"DATABASE_URL_FILE": "",
+		"LOG_FORMAT":        cmp.Or(getenv("LOG_FORMAT"), "text"),
 	}
-	// Wrong settings and an address in use are told before anything is started.
-	cfg, err := loadConfig(withDatabase("postgres://localhost"))
+	withDatabase := func(key string) string {
+		if value, ok := settings[key]; ok {
+			return value
+		}
+		return getenv(key)
+	}
+	// Wrong settings and an address in use are reported before anything starts.
+	cfg, err := loadConfig(withDatabase)
 	if err != nil {
 		return &usageError{err}
 	}
@@ -51,7 +48,8 @@ func dev(ctx context.Context, dir string, getenv func(string) string, out io.Wri
 		return err
 	}
 	defer func() { err = errors.Join(err, cluster.stop()) }()
-	if cfg, err = loadConfig(withDatabase(cluster.url("footfall"))); err != nil {
+	settings["DATABASE_URL"] = cluster.url("footfall")
+	if cfg, err = loadConfig(withDatabase); err != nil {
 		return err
 	}
 	if err = cluster.createDatabase(ctx, "footfall"); err != nil {
@@ -61,7 +59,7 @@ func dev(ctx context.Context, dir string, getenv func(string) string, out io.Wri
 	return serve(ctx, cfg, out)
 }
 
-// howToOpen tells a developer where the page is.
+// howToOpen returns the command that shows a developer the page.
 func howToOpen(listenAddr string) string {
 	network, addr := dialAddr(listenAddr)
 	if network == "unix" {
@@ -83,94 +81,61 @@ func devDir() (string, error) {
 	return filepath.Join(cache, "footfall"), nil
 }
 
-// cluster is a private PostgreSQL server on a unix socket.
+// cluster is a private PostgreSQL server on a unix socket. Its folder holds
+// data, log, lock, and sockets, a link to the folder of the socket.
 type cluster struct {
 	bin     string // folder of the server programs
-	dir     string // holds data, lock and log
-	sockets string // short: a socket's path has at most 107 bytes (unix(7))
-	as      *syscall.Credential
+	dir     string
+	sockets string
+	as      *syscall.Credential // the server's account, nil for our own
 	lock    *os.File
-	server  *exec.Cmd
-	exited  chan struct{} // closed when server has ended
 }
 
 // startCluster makes the cluster in dir if there is none, and starts it. A
-// server that a killed run left behind is stopped first. options are given to
-// the server as -c name=value.
+// server that a killed run left behind is stopped first. options are settings
+// of the server, name=value, without anything that a shell would change.
 func startCluster(ctx context.Context, dir string, options ...string) (_ *cluster, err error) {
 	c := &cluster{dir: dir}
 	if c.bin, err = findPostgres(); err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the cluster's folder: %w", err)
+	}
 	if os.Getuid() == 0 {
 		if c.as, err = unprivileged(); err != nil {
 			return nil, err
 		}
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the cluster's folder: %w", err)
-	}
-	if c.as != nil { // whatever the umask, the server's account must get in
-		if err := os.Chmod(dir, 0o755); err != nil {
+		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
 			return nil, fmt.Errorf("open the cluster's folder to the server's account: %w", err)
 		}
 	}
 	if c.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("lock the cluster: %w", err)
 	}
+	// The kernel drops this lock when the process ends, however it ends.
+	if err := syscall.Flock(int(c.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		c.lock.Close()
+		return nil, fmt.Errorf("another footfall dev is using %s; stop it first", dir)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.stop())
 		}
 	}()
-	// The kernel drops this lock when the process ends, however it ends.
-	if err := syscall.Flock(int(c.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, fmt.Errorf("another footfall dev is using %s; stop it first", dir)
-	}
-	// Sockets stand in a folder of their own, whose path is short.
-	if c.sockets, err = os.MkdirTemp("", "footfall"); err != nil {
-		return nil, fmt.Errorf("make a folder for the socket: %w", err)
-	}
-	if err := c.own(c.sockets); err != nil {
+	if err := c.clear(); err != nil {
 		return nil, err
 	}
 	if err := c.initialise(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.takeOverServer(ctx); err != nil {
+	if err := c.makeSockets(); err != nil {
 		return nil, err
 	}
-	if err := c.launch(ctx, options...); err != nil {
+	if err := c.launch(options...); err != nil {
 		return nil, err
 	}
 	return c, nil
-}
-
-// launch starts the server and waits until it answers.
-func (c *cluster) launch(ctx context.Context, options ...string) error {
-	args := []string{"-D", c.data(), "-k", c.sockets, "-c", "listen_addresses="}
-	for _, option := range options {
-		args = append(args, "-c", option)
-	}
-	log, err := os.Create(filepath.Join(c.dir, "log"))
-	if err != nil {
-		return fmt.Errorf("open the server's log: %w", err)
-	}
-	defer log.Close() // the server has its own
-	server := c.command(context.WithoutCancel(ctx), "postgres", args...)
-	server.Stdout, server.Stderr = log, log
-	// A terminal's ^C is for us: we stop the server when we are done with it.
-	server.SysProcAttr.Setpgid = true
-	if err := server.Start(); err != nil {
-		return fmt.Errorf("start PostgreSQL: %w", err)
-	}
-	exited := make(chan struct{})
-	c.server, c.exited = server, exited
-	go func() {
-		server.Wait() // how it ended is in its log
-		close(exited)
-	}()
-	return c.waitReady(ctx)
 }
 
 func (c *cluster) data() string { return filepath.Join(c.dir, "data") }
@@ -180,111 +145,112 @@ func (c *cluster) url(database string) string {
 	return "postgres://footfall@/" + database + "?host=" + url.QueryEscape(c.sockets)
 }
 
-// command prepares one of the server programs to run as the cluster's account.
+// command prepares one of the server programs to run in the cluster's folder
+// as the cluster's account.
 func (c *cluster) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, program), args...)
-	cmd.Dir = c.sockets // a folder that the account may enter
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.as}
+	cmd.Dir = c.dir
+	// A terminal sends ^C to footfall's process group. pg_ctl must not get it
+	// while it starts or stops the server.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.as, Setpgid: true}
 	return cmd
 }
 
-// own gives path to the account that the server runs as.
+// own gives path to the server's account.
 func (c *cluster) own(path string) error {
 	if c.as == nil {
 		return nil
 	}
-	if err := os.Chown(path, int(c.as.Uid), int(c.as.Gid)); err != nil {
-		return fmt.Errorf("give %s to the server's account: %w", path, err)
-	}
-	return nil
+	return os.Chown(path, int(c.as.Uid), int(c.as.Gid))
 }
 
-// initialise runs initdb where that was not done, or not to its end.
+// initialise makes the data folder, or checks the one that is there. initdb
+// works under another name, so that a folder it did not finish is never used.
 func (c *cluster) initialise(ctx context.Context) error {
-	complete := filepath.Join(c.dir, "complete")
-	if _, err := os.Stat(complete); err == nil {
-		return c.sameMajor()
+	if made, err := os.ReadFile(filepath.Join(c.data(), "PG_VERSION")); err == nil {
+		return c.sameMajor(ctx, strings.TrimSpace(string(made)))
 	}
-	if err := os.RemoveAll(c.data()); err != nil {
-		return fmt.Errorf("remove a half-made cluster: %w", err)
+	half := c.data() + ".new"
+	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o700), c.own(half)); err != nil {
+		return fmt.Errorf("make an empty data folder: %w", err)
 	}
-	if err := os.Mkdir(c.data(), 0o700); err != nil {
-		return fmt.Errorf("make the data folder: %w", err)
-	}
-	if err := c.own(c.data()); err != nil {
-		return err
-	}
-	// Only this account can reach the socket, so no password is needed.
-	output, err := c.command(ctx, "initdb", "-D", c.data(), "-U", "footfall", "--auth=trust", "--encoding=UTF8", "--locale=C").CombinedOutput()
+	// Only the server's account can reach the socket, so it needs no password.
+	output, err := c.command(ctx, "initdb", "-D", half, "-U", "footfall", "--auth=trust", "--encoding=UTF8", "--locale=C").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, output)
 	}
-	if err := os.WriteFile(complete, nil, 0o644); err != nil {
-		return fmt.Errorf("note that initdb is done: %w", err)
+	if err := os.Rename(half, c.data()); err != nil {
+		return fmt.Errorf("take the new data folder: %w", err)
 	}
 	return nil
 }
 
 // sameMajor refuses data that another major version of PostgreSQL made.
-func (c *cluster) sameMajor() error {
-	made, err := os.ReadFile(filepath.Join(c.data(), "PG_VERSION"))
-	if err != nil {
-		return fmt.Errorf("read the cluster's version: %w", err)
-	}
-	output, err := exec.Command(filepath.Join(c.bin, "postgres"), "--version").Output()
+func (c *cluster) sameMajor(ctx context.Context, made string) error {
+	output, err := c.command(ctx, "postgres", "--version").Output()
 	if err != nil {
 		return fmt.Errorf("ask PostgreSQL for its version: %w", err)
 	}
-	has, want := string(output), strings.TrimSpace(string(made))
-	if !strings.Contains(has, " "+want+".") && !strings.Contains(has, " "+want+"beta") {
-		return fmt.Errorf("%s was made by PostgreSQL %s, but %s is installed: install %s, or remove the folder to begin anew", c.dir, want, strings.TrimSpace(has), want)
+	if installed := strings.TrimSpace(string(output)); majorIn(installed) != majorIn(made) {
+		return fmt.Errorf("%s was made by PostgreSQL %s, but %s is installed: install %s, or remove the folder to start from zero", c.dir, made, installed, made)
 	}
 	return nil
 }
 
-// takeOverServer stops the server that a killed run left behind.
-func (c *cluster) takeOverServer(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(c.data(), "postmaster.pid")); err != nil {
-		return nil // the usual case: none
+// makeSockets makes the socket's folder. It is a temporary one because a
+// socket's path has at most 107 bytes (unix(7)); the link to it lets the next
+// run remove it if this one is killed.
+func (c *cluster) makeSockets() (err error) {
+	if c.sockets, err = os.MkdirTemp("", "footfall"); err == nil {
+		err = errors.Join(os.Symlink(c.sockets, filepath.Join(c.dir, "sockets")), c.own(c.sockets))
 	}
-	// Says 3 when no server runs: then the pid file is stale, which PostgreSQL
-	// itself finds out.
-	if err := c.command(ctx, "pg_ctl", "status", "-D", c.data()).Run(); err != nil {
-		return nil
-	}
-	output, err := c.command(ctx, "pg_ctl", "stop", "-D", c.data(), "-m", "fast", "-w").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("stop the server of an earlier run: %w\n%s", err, output)
+		return fmt.Errorf("make a folder for the socket: %w", err)
 	}
 	return nil
 }
 
-// waitReady returns when the server answers.
-func (c *cluster) waitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	db, err := sql.Open("pgx", c.url("postgres"))
+// launch starts the server and waits until it answers. No context ends that
+// wait, which would leave a server behind that has not started yet.
+func (c *cluster) launch(options ...string) error {
+	log, err := os.Create(filepath.Join(c.dir, "log"))
 	if err != nil {
-		return err
+		return fmt.Errorf("make the server's log: %w", err)
 	}
-	defer db.Close()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := db.PingContext(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-c.exited:
-			log, _ := os.ReadFile(filepath.Join(c.dir, "log")) // better half a message than none
-			return fmt.Errorf("start PostgreSQL: it ended at once:\n%s", log)
-		case <-ctx.Done():
-			return fmt.Errorf("start PostgreSQL: no answer: %w", err)
-		case <-tick.C:
-		}
+	defer log.Close() // the server has its own descriptor
+	// pg_ctl gives the settings to a shell. Paths relative to the data folder
+	// need no quotes.
+	settings := append([]string{"listen_addresses=", "unix_socket_directories=../sockets"}, options...)
+	start := c.command(context.Background(), "pg_ctl", "start", "-w", "-s", "-D", "data", "-o", "-c "+strings.Join(settings, " -c "))
+	start.Stdout, start.Stderr = log, log
+	if err := start.Run(); err != nil {
+		text, _ := os.ReadFile(log.Name()) // better half a message than none
+		return fmt.Errorf("start PostgreSQL: %w\n%s", err, text[max(0, len(text)-2000):])
 	}
+	return nil
 }
+
+// clear stops the server if one runs, and removes the socket's folder: this
+// run's, or those that a killed run left behind.
+func (c *cluster) clear() error {
+	ctx := context.Background() // a canceled run stops its server too
+	// A status other than 0 means that no server runs on the data.
+	if c.command(ctx, "pg_ctl", "status", "-D", "data").Run() == nil {
+		output, err := c.command(ctx, "pg_ctl", "stop", "-w", "-D", "data", "-m", "fast").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("stop PostgreSQL: %w\n%s", err, output)
+		}
+	}
+	link := filepath.Join(c.dir, "sockets")
+	sockets, err := os.Readlink(link)
+	if err != nil {
+		return nil // none was made
+	}
+	return errors.Join(os.RemoveAll(sockets), os.Remove(link))
+}
+
+// stop ends the server and cleans up what is not kept between runs.
+func (c *cluster) stop() error { return errors.Join(c.clear(), c.lock.Close()) }
 
 // createDatabase makes a database unless it exists.
 func (c *cluster) createDatabase(ctx context.Context, name string) error {
@@ -293,41 +259,19 @@ func (c *cluster) createDatabase(ctx context.Context, name string) error {
 		return err
 	}
 	defer db.Close()
-	var exists bool
-	if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, name).Scan(&exists); err != nil {
-		return fmt.Errorf("look for database %s: %w", name, err)
+	var existing int
+	err = db.QueryRowContext(ctx, `SELECT count(*) FROM pg_database WHERE datname = $1`, name).Scan(&existing)
+	if err == nil && existing == 0 {
+		_, err = db.ExecContext(ctx, `CREATE DATABASE `+name)
 	}
-	if exists {
-		return nil
-	}
-	if _, err := db.ExecContext(ctx, `CREATE DATABASE `+name); err != nil {
+	if err != nil {
 		return fmt.Errorf("create database %s: %w", name, err)
 	}
 	return nil
 }
 
-// stop ends the server and cleans up what is not to be kept.
-func (c *cluster) stop() error {
-	var err error
-	if c.server != nil {
-		// SIGINT is PostgreSQL's fast shutdown: it ends sessions and checkpoints.
-		if err = c.server.Process.Signal(os.Interrupt); errors.Is(err, os.ErrProcessDone) {
-			err = nil
-		}
-		select {
-		case <-c.exited:
-		case <-time.After(30 * time.Second):
-			err = errors.Join(errors.New("stop PostgreSQL: it takes longer than 30s, killed"), c.server.Process.Kill())
-		}
-	}
-	if c.sockets != "" {
-		err = errors.Join(err, os.RemoveAll(c.sockets))
-	}
-	return errors.Join(err, c.lock.Close())
-}
-
-// postgresDirs are where packages put the server programs that they keep out
-// of PATH: Debian, Red Hat, Homebrew on ARM and Intel, Postgres.app.
+// postgresDirs are the folders outside PATH in which packages put the server
+// programs: Debian, Red Hat, Homebrew on ARM and Intel, Postgres.app.
 var postgresDirs = []string{
 	"/usr/lib/postgresql/*/bin",
 	"/usr/pgsql-*/bin",
@@ -336,67 +280,43 @@ var postgresDirs = []string{
 	"/Applications/Postgres.app/Contents/Versions/*/bin",
 }
 
-// findPostgres returns the folder of PostgreSQL's server programs, the newest
-// where there are several.
+// findPostgres returns the folder of PostgreSQL's server programs: the one in
+// PATH, else the newest. initdb is there only if the server is.
 func findPostgres() (string, error) {
-	var dirs []string
 	if path, err := exec.LookPath("initdb"); err == nil {
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			dirs = append(dirs, filepath.Dir(real))
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			return filepath.Dir(path), nil
 		}
 	}
-	for _, pattern := range postgresDirs {
-		found, _ := filepath.Glob(pattern) // the patterns are valid
-		slices.SortFunc(found, func(a, b string) int { return majorOf(b) - majorOf(a) })
-		dirs = append(dirs, found...)
+	var found []string
+	for _, dir := range postgresDirs {
+		paths, _ := filepath.Glob(dir + "/initdb") // the patterns are valid
+		found = append(found, paths...)
 	}
-	for _, dir := range dirs {
-		if complete(dir, "initdb", "pg_ctl", "postgres") {
-			return dir, nil
-		}
+	if len(found) == 0 {
+		return "", errors.New("PostgreSQL's server programs are not installed: run make run, which installs them, or install the package postgresql")
 	}
-	return "", errors.New("PostgreSQL's server programs are not installed: run make run, which installs them, or install the package postgresql")
+	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return majorIn(a) - majorIn(b) })), nil
 }
 
-// complete tells whether dir has all programs.
-func complete(dir string, programs ...string) bool {
-	for _, program := range programs {
-		if _, err := exec.LookPath(filepath.Join(dir, program)); err != nil {
-			return false
-		}
-	}
-	return true
-}
+var digits = regexp.MustCompile(`[0-9]+`)
 
-// majorOf returns the number in a path such as /usr/lib/postgresql/17/bin.
-func majorOf(dir string) int {
-	digits := strings.Map(func(r rune) rune {
-		if r >= '0' && r <= '9' {
-			return r
-		}
-		return -1
-	}, dir)
-	n, _ := strconv.Atoi(digits) // none: 0, the last choice
+// majorIn returns the major version in a path such as /usr/lib/postgresql/17/bin
+// or a text such as PostgreSQL 17.2: the first number, 0 without one.
+func majorIn(text string) int {
+	n, _ := strconv.Atoi(digits.FindString(text))
 	return n
 }
 
-// unprivileged returns the account for the server when we are root, which
-// initdb refuses: postgres if the package made it, else nobody.
+// unprivileged returns the account for the server where footfall runs as root,
+// which initdb refuses: postgres if its package made it, else nobody.
 func unprivileged() (*syscall.Credential, error) {
 	for _, name := range []string{"postgres", "nobody"} {
-		account, err := user.Lookup(name)
-		if err != nil {
-			continue
+		if account, err := user.Lookup(name); err == nil {
+			as := &syscall.Credential{}
+			_, err := fmt.Sscan(account.Uid+" "+account.Gid, &as.Uid, &as.Gid)
+			return as, err
 		}
-		uid, err := strconv.ParseUint(account.Uid, 10, 32)
-		if err != nil {
-			continue
-		}
-		gid, err := strconv.ParseUint(account.Gid, 10, 32)
-		if err != nil {
-			continue
-		}
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 	}
 	return nil, errors.New("run PostgreSQL as root: neither the account postgres nor nobody exists; run as an ordinary user")
 }

@@ -90,17 +90,21 @@ func TestDevRefuses(t *testing.T) {
 	assert.NoDirExists(t, dir)
 }
 
-// A half-made cluster is made anew, and a server that does not start says why.
+// A half-made cluster is made again, and the error of a server that does not
+// start holds its log. The folder's name is longer than a socket's path may be
+// and holds what a shell would change.
 func TestDevHalfMade(t *testing.T) {
 	t.Parallel()
-	dir := devFolder(t)
-	require.NoError(t, os.MkdirAll(filepath.Join(dir, "data", "base"), 0o700))
+	dir := filepath.Join(devFolder(t), "it's $HOME "+strings.Repeat("long", 30))
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "data.new", "base"), 0o755))
 	_, err := startCluster(t.Context(), dir, "no_such_setting=1")
-	require.ErrorContains(t, err, "start PostgreSQL: it ended at once:\n")
+	require.ErrorContains(t, err, "start PostgreSQL: exit status 1\n")
 	assert.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
 	c, err := startCluster(t.Context(), dir, fastOptions...)
 	require.NoError(t, err, "the first try has given everything back")
+	assert.NoError(t, c.createDatabase(t.Context(), "footfall"))
 	assert.NoError(t, c.stop())
+	assert.NoDirExists(t, c.sockets)
 }
 
 // developer prepares footfall dev as an ordinary user: nobody where the tests
@@ -144,17 +148,21 @@ func TestDevAfterKill(t *testing.T) {
 	dir := filepath.Join(home, "cache", "footfall")
 	sockets := regexp.MustCompile(`\?host=([^']+)'`).FindStringSubmatch(r.lines.String())
 	require.NotNil(t, sockets)
-	left, err := url.QueryUnescape(sockets[1]) // nobody was there to remove it
+	left, err := url.QueryUnescape(sockets[1])
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(left)) })
+	orphan := serverPID(t, dir)
+	group, err := syscall.Getpgid(orphan)
+	require.NoError(t, err)
+	assert.NotEqual(t, cmd.Process.Pid, group, "a terminal's ^C would reach the server")
 	require.NoError(t, cmd.Process.Kill())
 	require.ErrorContains(t, <-r.ended, "signal: killed")
-	orphan := serverPID(t, dir)
 	require.NoError(t, syscall.Kill(orphan, 0), "the server is still there")
+	assert.DirExists(t, left)
 
 	cmd = developer(t, home)
 	r = startProcess(t, cmd)
 	assert.NotEqual(t, orphan, serverPID(t, dir))
+	assert.NoDirExists(t, left)
 	_, body := r.get(t, "/")
 	assert.Contains(t, pageText(body), "You have visited this page 2 times.")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -191,10 +199,18 @@ func TestFindPostgres(t *testing.T) {
 	t.Parallel()
 	bin, err := findPostgres()
 	require.NoError(t, err)
-	assert.True(t, complete(bin, "initdb", "pg_ctl", "postgres"))
-	assert.False(t, complete(bin, "initdb", "no-such-program"))
-	assert.Greater(t, majorOf("/usr/lib/postgresql/17/bin"), majorOf("/usr/lib/postgresql/9/bin"))
-	assert.Zero(t, majorOf("/usr/local/bin"))
+	for _, program := range []string{"initdb", "pg_ctl", "postgres"} {
+		assert.FileExists(t, filepath.Join(bin, program))
+	}
+	for text, want := range map[string]int{
+		"/usr/lib/postgresql/17/bin/initdb":   17,
+		"/usr/lib/postgresql/9.6/bin/initdb":  9,
+		"/opt/homebrew/opt/postgresql/bin":    0,
+		"postgres (PostgreSQL) 16beta1":       16,
+		"postgres (PostgreSQL) 15.18 (Debian": 15,
+	} {
+		assert.Equal(t, want, majorIn(text), text)
+	}
 }
 
 // Where nothing is installed, that is said, and what to do.

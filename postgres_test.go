@@ -168,14 +168,18 @@ func newCluster(t testing.TB, options ...string) *testCluster {
 // it down, SIGQUIT lets it fall without a checkpoint.
 func (c *testCluster) end(t testing.TB, signal syscall.Signal) {
 	t.Helper()
-	require.NoError(t, c.server.Process.Signal(signal))
-	<-c.exited
+	pid := serverPID(t, c.dir)
+	require.NoError(t, syscall.Kill(pid, signal))
+	eventually(t, "the server has ended", func() bool {
+		_, err := os.Stat(filepath.Join(c.data(), "postmaster.pid")) // its last act, if it has one, is to remove this
+		return err != nil || syscall.Kill(pid, 0) == syscall.ESRCH
+	})
 }
 
 // begin starts the ended server again, on the same socket.
 func (c *testCluster) begin(t testing.TB) {
 	t.Helper()
-	require.NoError(t, c.launch(t.Context(), c.options...))
+	require.NoError(t, c.launch(c.options...))
 }
 
 // eventually awaits a condition, looking every 5 ms.

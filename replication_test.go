@@ -26,7 +26,6 @@ func newStandby(t testing.TB, c *testCluster) *testCluster {
 	output, err := c.command(t.Context(), "pg_basebackup", "--pgdata", data, "--write-recovery-conf", "--checkpoint=fast",
 		"--host", c.sockets, "--username", "footfall").CombinedOutput()
 	require.NoError(t, err, "%s", output)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "complete"), nil, 0o644)) // initdb has nothing to do
 	standby, err := startCluster(t.Context(), dir, c.options...)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, standby.stop()) })
