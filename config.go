@@ -10,11 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // config holds every setting. It comes from the environment alone.
@@ -129,7 +131,8 @@ func (e *env) database() *pgx.ConnConfig {
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = connectTimeoutSingle
-		if len(cfg.Fallbacks) > 0 {
+		// A fallback may be the same host without TLS (sslmode=prefer).
+		if slices.ContainsFunc(cfg.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != cfg.Host || f.Port != cfg.Port }) {
 			cfg.ConnectTimeout = connectTimeoutEach
 		}
 	}

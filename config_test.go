@@ -201,9 +201,14 @@ func TestConnectTimeout(t *testing.T) {
 		url  string
 		want time.Duration
 	}{
-		"several hosts": {"postgres://a,b/count?sslmode=disable", 500 * time.Millisecond},
-		"one host":      {"postgres://a/count?sslmode=disable", 5 * time.Second},
-		"given":         {"postgres://a,b/count?connect_timeout=7", 7 * time.Second},
+		"one host":                {"postgres://a/count", 5 * time.Second}, // tried with TLS and without
+		"one host, no TLS":        {"postgres://a/count?sslmode=disable", 5 * time.Second},
+		"one host, TLS":           {"postgres://a/count?sslmode=require", 5 * time.Second},
+		"one socket":              {"postgres:///count?host=/run/postgresql", 5 * time.Second},
+		"three hosts":             {"postgres://a,b,c/count", 500 * time.Millisecond},
+		"three hosts, no TLS":     {"postgres://a,b,c/count?sslmode=disable", 500 * time.Millisecond},
+		"two servers on one host": {"postgres://a:5432,a:5433/count", 500 * time.Millisecond},
+		"given":                   {"postgres://a,b/count?connect_timeout=7", 7 * time.Second},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -33,9 +33,11 @@ func devFolder(t testing.TB) string {
 // startDev runs footfall dev in this process.
 func startDev(t testing.TB, dir string, pairs ...string) *running {
 	t.Helper()
-	return startFunc(t, func(ctx context.Context, out io.Writer) error {
+	r := startFunc(t, func(ctx context.Context, out io.Writer) error {
 		return dev(ctx, dir, environment(append(pairs, "LISTEN_ADDR", "127.0.0.1:0")...), out)
 	})
+	r.awaitReady(t)
+	return r
 }
 
 // As whoever runs the tests, root or not.

@@ -2,19 +2,15 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"mime"
 	"net/http"
-	"path"
+	"net/netip"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -27,14 +23,28 @@ type server struct {
 	cfg      config
 	build    build
 	store    *store
-	recorder *recorder
-	hasher   hasher
+	counter  atomic.Pointer[counter] // nil: the database is not prepared yet
+	page     *page
 	metrics  *metrics
-	past     pastRows
 	log      *slog.Logger
 	schema   int         // version of the schema that this program needs
 	draining atomic.Bool // shutdown has begun
 	now      func() time.Time
+}
+
+// counter is what it takes to count a visit.
+type counter struct {
+	hasher   hasher
+	recorder *recorder
+}
+
+func newServer(cfg config, log *slog.Logger) *server {
+	b := thisBuild()
+	return &server{
+		cfg: cfg, build: b, store: openStore(cfg.Database),
+		page:    &page{version: b.Version, userName: cfg.UserName, userURL: cfg.UserURL},
+		metrics: newMetrics(), log: log, schema: len(ourMigrations()), now: time.Now,
+	}
 }
 
 // Longest waits for the database.
@@ -93,7 +103,7 @@ const retryAfter = "5"
 // errNoDatabase is what a client hears of any trouble with the database.
 var errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
 
-// securityHeaders stand on every answer. The page needs its own style sheet
+// securityHeaders are on every answer. The page needs its own style sheet
 // and icon and nothing else.
 var securityHeaders = http.Header{
 	"Content-Security-Policy":    {"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
@@ -108,57 +118,58 @@ func (s *server) secured(next http.Handler) http.Handler {
 		h := w.Header()
 		maps.Copy(h, securityHeaders)
 		if s.draining.Load() {
-			// Whoever keeps connections open to us, such as nginx, must leave
-			// before the listener closes.
+			// nginx and others that keep connections open must leave before the
+			// listener closes.
 			h.Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// observed measures and logs each request. No address, user agent or URL is
-// logged: the route says what was asked.
+// observed measures and logs each request, also one whose handler panics. No
+// address, user agent or URL is logged: the route says what was asked.
 func (s *server) observed(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		seen := observer{ResponseWriter: w}
-		s.recovered(next, &seen, r)
-		took := time.Since(start)
-		seen.status = max(seen.status, http.StatusOK) // for a handler that wrote nothing
-		_, route, known := strings.Cut(strings.TrimSuffix(r.Pattern, "{$}"), " ")
-		if !known {
-			route = "other"
-		}
-		s.metrics.request(route, seen.status, took)
-		level := slog.LevelInfo
-		if seen.status < http.StatusBadRequest && (route == "/healthz" || route == "/readyz" || route == "/metrics") {
-			level = slog.LevelDebug // several a minute, and good
-		}
-		s.log.LogAttrs(r.Context(), level, "request",
-			slog.String("method", knownMethod(r.Method)),
-			slog.String("route", route),
-			slog.Int("status", seen.status),
-			slog.Int("bytes", seen.bytes),
-			slog.Float64("ms", float64(took.Microseconds())/1000))
+		seen := &observer{ResponseWriter: w}
+		defer func() {
+			cause := recover()
+			begun := seen.status != 0
+			if cause != nil {
+				// net/http's own message would hold the client's address.
+				s.log.ErrorContext(r.Context(), "handler panicked", "route", r.Pattern, "err", fmt.Sprint(cause), "stack", string(debug.Stack()))
+				if !begun {
+					seen.Header().Set("Cache-Control", "no-store")
+					http.Error(seen, "internal error", http.StatusInternalServerError)
+				}
+				seen.status = http.StatusInternalServerError
+			}
+			s.observe(r, seen, time.Since(start))
+			if cause != nil && begun {
+				panic(http.ErrAbortHandler) // half an answer is out: the client must see that it is broken
+			}
+		}()
+		next.ServeHTTP(seen, r)
 	})
 }
 
-// recovered serves a request whose handler may panic: that is logged here, as
-// net/http's own message would hold the client's address, and answered 500.
-func (s *server) recovered(next http.Handler, seen *observer, r *http.Request) {
-	defer func() {
-		cause := recover()
-		if cause == nil {
-			return
-		}
-		s.log.ErrorContext(r.Context(), "handler panicked", "route", r.Pattern, "err", fmt.Sprint(cause), "stack", string(debug.Stack()))
-		if seen.status != 0 {
-			panic(http.ErrAbortHandler) // half an answer is out: the client must see that it is broken
-		}
-		seen.Header().Set("Cache-Control", "no-store")
-		http.Error(seen, "internal error", http.StatusInternalServerError)
-	}()
-	next.ServeHTTP(seen, r)
+func (s *server) observe(r *http.Request, seen *observer, took time.Duration) {
+	status := max(seen.status, http.StatusOK) // for a handler that wrote nothing
+	_, route, known := strings.Cut(strings.TrimSuffix(r.Pattern, "{$}"), " ")
+	if !known {
+		route = "other"
+	}
+	s.metrics.request(route, status, took)
+	level := slog.LevelInfo
+	if status < http.StatusBadRequest && (route == "/healthz" || route == "/readyz" || route == "/metrics") {
+		level = slog.LevelDebug // several a minute, and good
+	}
+	s.log.LogAttrs(r.Context(), level, "request",
+		slog.String("method", knownMethod(r.Method)),
+		slog.String("route", route),
+		slog.Int("status", status),
+		slog.Int("bytes", seen.bytes),
+		slog.Float64("ms", float64(took.Microseconds())/1000))
 }
 
 // knownMethod keeps what a client makes up out of the log.
@@ -195,42 +206,53 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 	if y.Result == counted && from == fromNobody {
 		y.Result = noAddress
 	}
-	var id visitorID
-	if from != fromNobody {
-		id = s.hasher.visitor(addr)
-		s.metrics.client(from, scope(addr))
-	}
-	var number int64
-	var everyone *everyone
-	var err error
-	if y.Result == counted {
-		var v visit
-		if v, err = s.recorder.record(id); err == nil {
-			s.metrics.saw(&v.receipt.tally)
-			number = v.number()
-			everyone = v.shared.get(s, &v.receipt.tally)
-		}
-	} else {
-		var t *tally
-		if t, number, err = s.look(r.Context(), id); err == nil {
-			everyone = s.renderEveryone(t)
-		}
-	}
 	status := http.StatusOK
+	number, everyone, err := s.visit(r.Context(), addr, y.Result == counted)
 	if err != nil {
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
-		if y.Result == counted {
-			y.Result = unavailable
-		}
 		y.NoDatabase = true
-		everyone = s.renderEveryone(nil)
+		if y.Result == counted {
+			y.Result = unconfirmed
+			if errors.Is(err, errNotCounted) {
+				y.Result = unavailable
+			}
+		}
+		everyone = s.page.render(nil)
 	}
-	s.metrics.visit(y.Result)
+	s.metrics.visit(y.Result, from, scope(addr))
 	return everyone.write(w, status, y, number)
 }
 
-// look reads what the page shows to somebody who is not counted.
+var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCounted)
+
+// visit counts a visit of addr, or only looks, and returns the visitor's number
+// and the page.
+func (s *server) visit(ctx context.Context, addr netip.Addr, count bool) (int64, *everyone, error) {
+	c := s.counter.Load()
+	if c == nil {
+		return 0, nil, errStarting
+	}
+	var id visitorID
+	if addr.IsValid() {
+		id = c.hasher.visitor(addr)
+	}
+	if !count {
+		t, number, err := s.look(ctx, id)
+		if err != nil {
+			return 0, nil, err
+		}
+		return number, s.page.render(t), nil
+	}
+	v, err := c.recorder.record(id)
+	if err != nil {
+		return 0, nil, err
+	}
+	s.metrics.saw(v.receipt.visits, v.receipt.visitors)
+	return v.number(), v.share(func() any { return s.page.render(&v.receipt.tally) }).(*everyone), nil
+}
+
+// look reads what the page shows to a visitor who is not counted.
 func (s *server) look(ctx context.Context, id visitorID) (*tally, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
@@ -239,7 +261,7 @@ func (s *server) look(ctx context.Context, id visitorID) (*tally, int64, error) 
 		s.log.WarnContext(ctx, "totals not read", "err", err)
 		return nil, 0, err
 	}
-	s.metrics.saw(t)
+	s.metrics.saw(t.visits, t.visitors)
 	return t, number, nil
 }
 
@@ -262,7 +284,7 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	return nil
 }
 
-// version tells what runs here.
+// version says what runs here.
 func (s *server) version(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Cache-Control", "no-store")
 	return writeJSON(w, s.build)
@@ -292,16 +314,28 @@ func (s *server) ready(ctx context.Context) error {
 	if s.draining.Load() {
 		return &publicError{http.StatusServiceUnavailable, "shutting down"}
 	}
+	c := s.counter.Load()
+	if c == nil {
+		return &publicError{http.StatusServiceUnavailable, "starting"}
+	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	version, err := s.store.schemaVersion(ctx)
-	if err != nil {
+	now, err := s.store.state(ctx)
+	switch {
+	case err != nil:
 		s.log.WarnContext(ctx, "not ready", "err", err)
 		return errNoDatabase
-	}
-	if version < s.schema {
+	case now.schema < s.schema:
 		return &publicError{http.StatusServiceUnavailable,
-			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", version, s.schema)}
+			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", now.schema, s.schema)}
+	case now.readOnly:
+		return &publicError{http.StatusServiceUnavailable, "the database is read-only"}
+	}
+	if c.recorder.isFailing() {
+		if err := s.store.tryVisit(ctx, utcDay(s.now())); err != nil {
+			s.log.WarnContext(ctx, "not ready", "err", err)
+			return &publicError{http.StatusServiceUnavailable, "the database takes no visits"}
+		}
 	}
 	return nil
 }
@@ -354,64 +388,25 @@ func (s *server) badge(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// assetFile is one embedded file as it is served.
-type assetFile struct {
-	contentType  string
-	etag         string // weak: plain and small are one to it (RFC 9110, section 8.8.1)
-	plain, small []byte // small is gzip
-}
-
-// assets holds the files by their fingerprinted name, style.1a2b3c4d.css.
-var assets, assetPaths = loadAssets()
-
-func assetPath(name string) string { return assetPaths[name] }
-
-func loadAssets() (map[string]assetFile, map[string]string) {
-	files, paths := map[string]assetFile{}, map[string]string{}
-	for _, name := range []string{"style.css", "favicon.svg"} {
-		plain, err := fs.ReadFile(assetFiles, "assets/"+name)
-		if err != nil {
-			panic(err) // the list above is wrong
-		}
-		var small bytes.Buffer
-		z, _ := gzip.NewWriterLevel(&small, gzip.BestCompression) // the level is a valid one
-		z.Write(plain)                                            // into memory
-		z.Close()
-		sum := sha256.Sum256(plain)
-		print := hex.EncodeToString(sum[:4])
-		ext := path.Ext(name)
-		unique := strings.TrimSuffix(name, ext) + "." + print + ext
-		files[unique] = assetFile{mime.TypeByExtension(ext), `W/"` + print + `"`, plain, small.Bytes()}
-		paths[name] = "/assets/" + unique
-	}
-	return files, paths
-}
-
-func (s *server) asset(w http.ResponseWriter, r *http.Request) error {
-	file, ok := assets[r.PathValue("file")]
-	if !ok {
-		return &publicError{http.StatusNotFound, "404 page not found"}
-	}
-	h := w.Header()
-	h.Set("Cache-Control", "public, max-age=31536000, immutable")
-	h.Set("ETag", file.etag)
-	h.Set("Vary", "Accept-Encoding")
-	if strings.Contains(r.Header.Get("If-None-Match"), strings.TrimPrefix(file.etag, "W/")) {
-		w.WriteHeader(http.StatusNotModified)
-		return nil
-	}
-	body := file.plain
-	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-		h.Set("Content-Encoding", "gzip")
-		body = file.small
-	}
-	write(w, http.StatusOK, file.contentType, body)
-	return nil
-}
-
+// showMetrics adds to the metrics what others know.
 func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	var buf bytes.Buffer
-	s.metrics.writeTo(&buf, s.build, s.store)
+	p := printer{&buf}
+	p.family("footfall_build_info", "gauge", "What runs here; always 1.")
+	p.value("footfall_build_info", labels("version", s.build.Version, "commit", s.build.Commit, "goversion", s.build.Go), 1)
+	s.metrics.writeTo(p)
+	var open, inUse, idle int
+	var wait time.Duration
+	for _, db := range []*sql.DB{s.store.reads, s.store.batches, s.store.probes} {
+		stats := db.Stats()
+		open, inUse, idle, wait = open+stats.OpenConnections, inUse+stats.InUse, idle+stats.Idle, wait+stats.WaitDuration
+	}
+	p.family("footfall_database_connections", "gauge", "Connections to the database.")
+	p.value("footfall_database_connections", labels("state", "open"), float64(open))
+	p.value("footfall_database_connections", labels("state", "in_use"), float64(inUse))
+	p.value("footfall_database_connections", labels("state", "idle"), float64(idle))
+	p.family("footfall_database_wait_seconds_total", "counter", "Time that requests waited for a connection.")
+	p.value("footfall_database_wait_seconds_total", "", wait.Seconds())
 	write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", buf.Bytes())
 	return nil
 }

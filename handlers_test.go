@@ -3,14 +3,11 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/json"
 	"errors"
-	"html"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,21 +24,16 @@ type testServer struct {
 	lines   *logLines
 }
 
-// newServer makes a service on a database that may be new. pairs are settings.
-func newServer(t testing.TB, databaseURL string, pairs ...string) *testServer {
+// newTestServer makes a service on a database that may be new. pairs are settings.
+func newTestServer(t testing.TB, databaseURL string, pairs ...string) *testServer {
 	t.Helper()
 	cfg, err := loadConfig(environment(append(pairs, "DATABASE_URL", databaseURL)...))
 	require.NoError(t, err)
 	log, lines := newLog(t)
-	s := &server{cfg: cfg, build: thisBuild(), store: openTestStore(t, databaseURL), metrics: newMetrics(), log: log, schema: len(ourMigrations()), now: time.Now}
-	s.hasher, err = prepare(t.Context(), s.store.reads, ourMigrations(), cfg.VisitorKey, log)
-	require.NoError(t, err)
-	s.recorder = newRecorder(s.store, log, s.metrics)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
-		defer cancel()
-		assert.NoError(t, s.recorder.close(ctx))
-	})
+	s := newServer(cfg, log)
+	t.Cleanup(func() { assert.NoError(t, s.store.close()) })
+	require.NoError(t, s.prepare(t.Context()))
+	t.Cleanup(func() { closeRecorder(t, s.counter.Load().recorder) })
 	return &testServer{s, s.routes(), lines}
 }
 
@@ -61,19 +53,9 @@ func (s *testServer) ask(method, path string, headers ...string) *httptest.Respo
 	return w
 }
 
-var (
-	tag   = regexp.MustCompile(`<[^>]*>`)
-	space = regexp.MustCompile(`\s+`)
-)
-
-// pageText is what a reader sees of a page, on one line.
-func pageText(body string) string {
-	return html.UnescapeString(space.ReplaceAllString(tag.ReplaceAllString(body, ""), " "))
-}
-
 func TestPage(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t), "USER_NAME", "Ada <b>", "USER_URL", "https://example.org/?a=1&b=2")
+	s := newTestServer(t, newDatabase(t), "USER_NAME", "Ada <b>", "USER_URL", "https://example.org/?a=1&b=2")
 	steps := []struct {
 		headers  []string
 		sentence string
@@ -112,7 +94,7 @@ func TestPage(t *testing.T) {
 // 30 days, a number with commas, and nobody's name.
 func TestPageWithHistory(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	execute(t, s.store.reads, `
 		INSERT INTO days (day, visits, visitors, new_visitors)
 		SELECT (now() AT TIME ZONE 'UTC')::date - n, 1000 * n, n, 1
@@ -132,7 +114,7 @@ func TestPageWithHistory(t *testing.T) {
 
 func TestPageDoesNotCount(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 	const never, once = "You have not been counted on this page.", "You have visited this page 1 time."
 	for name, tt := range map[string]struct {
@@ -158,7 +140,7 @@ func TestPageDoesNotCount(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	listener := httptest.NewServer(s.handler)
 	defer listener.Close()
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -221,7 +203,8 @@ func TestRoutes(t *testing.T) {
 			}
 			if tt.method == http.MethodHead {
 				assert.Empty(t, body)
-				assert.Positive(t, answer.ContentLength)
+				// A GET of the page would be counted and see other words.
+				assert.Equal(t, tt.path != "/", answer.ContentLength > 0)
 			}
 			assert.Equal(t, "nosniff", answer.Header.Get("X-Content-Type-Options"))
 			assert.Equal(t, "no-referrer", answer.Header.Get("Referrer-Policy"))
@@ -237,7 +220,7 @@ func TestRoutes(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	var got map[string]string
 	require.NoError(t, json.Unmarshal(s.ask("GET", "/version").Body.Bytes(), &got))
 	b := thisBuild()
@@ -249,7 +232,7 @@ func TestVersion(t *testing.T) {
 
 func TestStats(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	for range 3 {
 		s.ask("GET", "/")
 	}
@@ -285,7 +268,7 @@ func TestStats(t *testing.T) {
 
 func TestBadge(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	assert.Contains(t, s.ask("GET", "/badge.svg").Body.String(), "visitors: 0")
 	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567`)
 	w := s.ask("GET", "/badge.svg")
@@ -295,7 +278,7 @@ func TestBadge(t *testing.T) {
 
 func TestAssets(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	page := s.ask("GET", "/").Body.String()
 	for _, name := range []string{"style.css", "favicon.svg"} {
 		t.Run(name, func(t *testing.T) {
@@ -326,6 +309,13 @@ func TestAssets(t *testing.T) {
 			assert.Equal(t, http.StatusNotModified, w.Code)
 			assert.Zero(t, w.Body.Len())
 			assert.Equal(t, http.StatusOK, s.ask("GET", path, "If-None-Match", `"another"`).Code)
+			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", `"another", `+etag).Code)
+			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", "*").Code)
+			for header, want := range map[string]string{
+				"gzip;q=0": "", "gzip; q=0.000, br": "", "br, GZIP;q=0.5": "gzip", "xgzip": "", "gzip;q=1.0": "gzip",
+			} {
+				assert.Equal(t, want, s.ask("GET", path, "Accept-Encoding", header).Header().Get("Content-Encoding"), header)
+			}
 		})
 	}
 }
@@ -333,7 +323,7 @@ func TestAssets(t *testing.T) {
 func TestReadyz(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	s := newServer(t, url)
+	s := newTestServer(t, url)
 	newest := len(ourMigrations())
 	ask := func(status int, reason string) {
 		t.Helper()
@@ -355,9 +345,16 @@ func TestReadyz(t *testing.T) {
 	ask(200, "ready")
 
 	// A locked table: the answer comes all the same.
-	unlock := lockTable(t, url, "schema_migrations")
+	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE schema_migrations`)
 	ask(503, "the database does not answer")
 	unlock()
+	ask(200, "ready")
+
+	alterDatabase(t, s.store, "default_transaction_read_only = on")
+	s.store.probes.SetMaxIdleConns(0) // the next one is new
+	ask(503, "the database is read-only")
+	execute(t, s.store.reads, `SET default_transaction_read_only = off`)
+	alterDatabase(t, s.store, "default_transaction_read_only = off")
 	ask(200, "ready")
 
 	s.draining.Store(true)
@@ -366,15 +363,38 @@ func TestReadyz(t *testing.T) {
 	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code, "still served")
 }
 
-// lockTable locks a table against everybody until unlock is called.
-func lockTable(t testing.TB, databaseURL, table string) (unlock func()) {
-	t.Helper()
-	tx, err := openTestStore(t, databaseURL).reads.BeginTx(context.WithoutCancel(t.Context()), nil)
-	require.NoError(t, err)
-	_, err = tx.ExecContext(t.Context(), `LOCK TABLE `+table)
-	require.NoError(t, err)
-	t.Cleanup(func() { tx.Rollback() })
-	return func() { require.NoError(t, tx.Rollback()) }
+// Ready means that a visit would be counted, not that the database answers.
+func TestReadyzWhereVisitsFail(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	require.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
+	execute(t, s.store.reads, `ALTER TABLE visitors ADD CONSTRAINT full_disk CHECK (visits < 0) NOT VALID`)
+	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/").Code)
+	for range 2 {
+		w := s.ask("GET", "/readyz")
+		assert.Equal(t, http.StatusServiceUnavailable, w.Code)
+		assert.Equal(t, "the database takes no visits\n", w.Body.String())
+	}
+	execute(t, s.store.reads, `ALTER TABLE visitors DROP CONSTRAINT full_disk`)
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code, "a try succeeds")
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	assert.Equal(t, int64(1), queryInt(t, s.store.reads, `SELECT count(*) FROM visitors`), "a try leaves nothing")
+	assert.Equal(t, int64(2), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+	requireVerified(t, s.store)
+}
+
+// A crowd of those who only look cannot make the service look broken.
+func TestReadyzInACrowd(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	for range maxReads {
+		conn, err := s.store.reads.Conn(t.Context())
+		require.NoError(t, err)
+		defer conn.Close()
+	}
+	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/badge.svg").Code)
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
 }
 
 // requireUnavailable asks for the page while there is no database: 503 with a
@@ -400,30 +420,35 @@ func (s *testServer) requireUnavailable(t testing.TB, sentence string, headers .
 	}
 }
 
-const mayBeLost = "Your visit may not have been counted. Please come back in a moment."
+const (
+	mayBeLost = "Your visit may not have been counted. Please come back in a moment."
+	notLost   = "Your visit was not counted. Please come back in a moment."
+)
 
 func TestTableLocked(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	s := newServer(t, url)
+	s := newTestServer(t, url)
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
-	unlock := lockTable(t, url, "totals")
+	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE totals`)
 	s.requireUnavailable(t, mayBeLost)
 	s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
 	assert.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/api/stats").Code)
 	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/badge.svg").Body.String())
-	for _, path := range []string{"/healthz", "/version", "/metrics", "/readyz", assetPath("style.css")} {
+	assert.Equal(t, "the database takes no visits\n", s.ask("GET", "/readyz").Body.String())
+	for _, path := range []string{"/healthz", "/version", "/metrics", assetPath("style.css")} {
 		assert.Equal(t, http.StatusOK, s.ask("GET", path).Code, path)
 	}
 	unlock()
-	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code, "the first request afterwards")
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code, "a try succeeds")
+	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code, "the first visit afterwards")
 	requireVerified(t, s.store)
 }
 
 func TestDatabaseStopsAndComesBack(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	s := newServer(t, c.url("footfall"))
+	s := newTestServer(t, c.url("footfall"))
 	for range 5 {
 		require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 		require.Equal(t, http.StatusOK, s.ask("GET", "/api/stats").Code)
@@ -450,7 +475,7 @@ func TestDatabaseStopsAndComesBack(t *testing.T) {
 // What a client sends and who he is, is in no line of the log.
 func TestLogHoldsNoClient(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	s.ask("GET", "/?q=query-of-client", "User-Agent", "agent-of-client", "Referer", "https://referer-of-client")
 	s.ask("GET", "/", "Peer", "127.0.0.1:1", "X-Forwarded-For", "198.51.100.7")
 	s.ask("GET", "/path-of-client")
@@ -483,7 +508,7 @@ func TestLogHoldsNoClient(t *testing.T) {
 // A probe that is answered well is not worth a line on a quiet day.
 func TestLogOfProbes(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	s.ask("GET", "/healthz")
 	s.ask("GET", "/readyz")
 	s.ask("GET", "/metrics")
@@ -495,7 +520,7 @@ func TestLogOfProbes(t *testing.T) {
 
 func TestPanicInHandler(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	working := s.store
 	s.store = nil
 	w := s.ask("GET", "/badge.svg")
@@ -515,19 +540,24 @@ func TestPanicInHandler(t *testing.T) {
 // Once a part of the answer is out, only breaking the connection tells.
 func TestPanicInHalfAnAnswer(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	s.handler = s.observed(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "half")
 		panic("at 192.0.2.1")
 	}))
 	assert.PanicsWithValue(t, http.ErrAbortHandler, func() { s.ask("GET", "/") })
 	assert.Contains(t, s.lines.String(), "handler panicked")
+	assert.Contains(t, s.lines.String(), `"msg":"request","method":"GET","route":"other","status":500,"bytes":4,`)
+	text := s.routes()
+	w := httptest.NewRecorder()
+	text.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	assert.Equal(t, "1", metric(w.Body.String(), `footfall_http_requests_total{route="other",status="500"}`))
 }
 
 // The client never sees a cause.
 func TestHandlersError(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t))
 	s.handler = s.observed(s.try(func(http.ResponseWriter, *http.Request) error { return errors.New("the cause") }))
 	w := s.ask("GET", "/")
 	assert.Equal(t, http.StatusInternalServerError, w.Code)
@@ -548,16 +578,17 @@ func TestGroup(t *testing.T) {
 // Every sentence of the page can be rendered, none but the wanted is there.
 func TestEverySentence(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, newDatabase(t))
-	for _, result := range []result{counted, isBot, isPrefetch, isHead, noAddress, unavailable} {
+	s := newTestServer(t, newDatabase(t))
+	for _, result := range []result{counted, isBot, isPrefetch, noAddress, unavailable, unconfirmed} {
 		for _, source := range []source{fromPeer, fromForwarded, fromNobody} {
 			w := httptest.NewRecorder()
-			p := s.renderEveryone(nil)
-			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable}, 3))
+			p := s.page.render(nil)
+			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable || result == unconfirmed}, 3))
 			text := pageText(w.Body.String())
 			assert.Equal(t, result == counted, strings.Contains(text, "This visit was counted."), "%s", result)
-			assert.Equal(t, result == unavailable, strings.Contains(text, mayBeLost), "%s", result)
-			assert.Equal(t, result != unavailable, strings.Contains(text, "3 times"), "%s", result)
+			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
+			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
+			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
 			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
 		}
 	}

@@ -1,83 +1,20 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
-
-// instance is footfall in a process of its own.
-type instance struct {
-	cmd    *exec.Cmd
-	url    string
-	exited chan error
-}
-
-// program prepares this test's binary to run as footfall; see TestMain.
-func program(databaseURL, listen string, args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), beFootfall+"=1", "DATABASE_URL="+databaseURL, "LISTEN_ADDR="+listen)
-	return cmd
-}
-
-// startInstance returns when the instance listens.
-func startInstance(t testing.TB, databaseURL, listen string) *instance {
-	t.Helper()
-	i := &instance{cmd: program(databaseURL, listen, "serve"), exited: make(chan error, 1)}
-	stdout, err := i.cmd.StdoutPipe()
-	require.NoError(t, err)
-	i.cmd.Stderr = os.Stderr
-	require.NoError(t, i.cmd.Start())
-	t.Cleanup(func() { i.cmd.Process.Kill() }) // does nothing to one that has ended
-	lines := bufio.NewScanner(stdout)
-	for i.url == "" && lines.Scan() {
-		var line struct{ Msg, Addr string }
-		require.NoError(t, json.Unmarshal(lines.Bytes(), &line))
-		if line.Msg == "listening" {
-			i.url = "http://" + line.Addr + "/"
-		}
-	}
-	require.NotEmpty(t, i.url, "footfall ended before it listened")
-	go func() {
-		io.Copy(io.Discard, stdout) // until it ends
-		i.exited <- i.cmd.Wait()
-	}()
-	return i
-}
-
-// stop ends the instance as an operator does.
-func (i *instance) stop(t testing.TB) {
-	t.Helper()
-	require.NoError(t, i.cmd.Process.Signal(syscall.SIGTERM))
-	select {
-	case err := <-i.exited:
-		require.NoError(t, err)
-	case <-time.After(30 * time.Second):
-		require.Fail(t, "footfall did not end")
-	}
-}
-
-// kill gives it no chance to end anything.
-func (i *instance) kill(t testing.TB) {
-	t.Helper()
-	require.NoError(t, i.cmd.Process.Kill())
-	<-i.exited
-}
 
 var pageNumber = regexp.MustCompile(`You have visited this page <strong>([0-9,]+)</strong>`)
 
@@ -211,30 +148,19 @@ func (l *ledger) compare(row func(visitor int) int64) (lost, doubled int64) {
 // rowOf reads the visits of address number i.
 func rowOf(t testing.TB, s *store, h hasher) func(i int) int64 {
 	return func(i int) int64 {
-		addr, ok := parseForwarded(address(i))
+		addr, ok := parseAddr(address(i))
 		require.True(t, ok)
 		return visitsOf(t, s, h.visitor(addr))
 	}
-}
-
-// keptKey returns the hasher of a database that keeps its own key.
-func keptKey(t testing.TB, s *store) hasher {
-	t.Helper()
-	tx, err := s.reads.BeginTx(t.Context(), nil)
-	require.NoError(t, err)
-	defer tx.Rollback()
-	h, err := visitorKey(t.Context(), tx, nil, nil)
-	require.NoError(t, err)
-	return h
 }
 
 // Four processes count for one database, and none miscounts for another.
 func TestInstancesShareADatabase(t *testing.T) {
 	const visitors, clients, visitsEach = 1000, 32, 150
 	databaseURL := newDatabase(t)
-	var instances []*instance
+	var instances []*running
 	for range 4 {
-		instances = append(instances, startInstance(t, databaseURL, "127.0.0.1:0"))
+		instances = append(instances, startProcess(t, command(t, nil, "DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0")))
 	}
 	l := newLedger()
 	var wg sync.WaitGroup
@@ -245,7 +171,7 @@ func TestInstancesShareADatabase(t *testing.T) {
 			for range visitsEach {
 				sent := time.Now()
 				visitor := random.IntN(visitors)
-				number, err := visitPage(client, instances[random.IntN(len(instances))].url, visitor)
+				number, err := visitPage(client, instances[random.IntN(len(instances))].url(), visitor)
 				assert.NoError(t, err)
 				l.note(visitor, number, sent, err)
 			}
@@ -254,15 +180,16 @@ func TestInstancesShareADatabase(t *testing.T) {
 	}
 	wg.Wait()
 	s := openTestStore(t, databaseURL)
-	lost, doubled := l.compare(rowOf(t, s, keptKey(t, s)))
+	lost, doubled := l.compare(rowOf(t, s, prepared(t, s)))
 	assert.Zero(t, lost)
 	assert.Zero(t, doubled)
 	assert.EqualValues(t, clients*visitsEach, l.allConfirmed)
 	requireExactly(t, s, clients*visitsEach)
-	output, err := program(databaseURL, "", "verify").CombinedOutput()
+	output, err := command(t, []string{"verify"}, "DATABASE_URL", databaseURL).CombinedOutput()
 	assert.NoError(t, err, "%s", output)
 	for _, i := range instances {
-		i.stop(t)
+		i.stop()
+		require.NoError(t, <-i.ended)
 	}
 	var writers int
 	scan(t, s, &writers, `SELECT count(*) FROM writers`)

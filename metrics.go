@@ -25,7 +25,8 @@ type metrics struct {
 	clients   map[[2]string]uint64 // by source, scope
 	batches   map[string]uint64    // by result
 	commits   histogram
-	visitsNow int64 // all visits of the last tally seen
+	seen      bool  // the totals are known
+	visitsNow int64 // the newest totals
 	visitors  int64
 	isReady   bool
 }
@@ -36,7 +37,7 @@ func newMetrics() *metrics {
 		durations: map[string]*histogram{},
 		clients:   map[[2]string]uint64{},
 		// There from the start, so that a rate sees the first one.
-		visits:  map[result]uint64{counted: 0, isBot: 0, isPrefetch: 0, isHead: 0, noAddress: 0, unavailable: 0},
+		visits:  map[result]uint64{counted: 0, isBot: 0, isPrefetch: 0, isHead: 0, noAddress: 0, unavailable: 0, unconfirmed: 0},
 		batches: map[string]uint64{"committed": 0, "retried": 0, "abandoned": 0},
 	}
 	return m
@@ -79,16 +80,14 @@ func statusText(status int) string {
 	return strconv.Itoa(status)
 }
 
-func (m *metrics) visit(r result) {
+// visit notes a request for the page, and where its client's address came from.
+func (m *metrics) visit(r result, from source, scope string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.visits[r]++
-}
-
-func (m *metrics) client(from source, scope string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.clients[[2]string{string(from), scope}]++
+	if from != fromNobody {
+		m.clients[[2]string{string(from), scope}]++
+	}
 }
 
 // batch notes a batch that ended: committed, or given up.
@@ -109,12 +108,12 @@ func (m *metrics) retried() {
 	m.batches["retried"]++
 }
 
-// saw notes the newest totals. They only grow, and tallies may be seen out of
-// order.
-func (m *metrics) saw(t *tally) {
+// saw notes the newest totals. They only grow, and may be seen out of order.
+func (m *metrics) saw(visits, visitors int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.visitsNow, m.visitors = max(m.visitsNow, t.visits), max(m.visitors, t.visitors)
+	m.seen = true
+	m.visitsNow, m.visitors = max(m.visitsNow, visits), max(m.visitors, visitors)
 }
 
 func (m *metrics) ready(ok bool) {
@@ -125,14 +124,10 @@ func (m *metrics) ready(ok bool) {
 
 var processStart = time.Now()
 
-// writeTo writes everything; it waits for nobody.
-func (m *metrics) writeTo(buf *bytes.Buffer, b build, s *store) {
+// writeTo writes everything.
+func (m *metrics) writeTo(p printer) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := printer{buf}
-	p.family("footfall_build_info", "gauge", "What runs here; always 1.")
-	p.value("footfall_build_info", labels("version", b.Version, "commit", b.Commit, "goversion", b.Go), 1)
-
 	p.family("footfall_http_requests_total", "counter", "Answered requests.")
 	for _, key := range sortedKeys(m.requests) {
 		p.value("footfall_http_requests_total", labels("route", key[0], "status", key[1]), float64(m.requests[key]))
@@ -145,10 +140,12 @@ func (m *metrics) writeTo(buf *bytes.Buffer, b build, s *store) {
 	for _, r := range slices.Sorted(maps.Keys(m.visits)) {
 		p.value("footfall_visits_total", labels("result", string(r)), float64(m.visits[r]))
 	}
-	p.family("footfall_visits", "gauge", "All visits ever, when this process last saw the totals.")
-	p.value("footfall_visits", "", float64(m.visitsNow))
-	p.family("footfall_visitors", "gauge", "All visitors ever, when this process last saw the totals.")
-	p.value("footfall_visitors", "", float64(m.visitors))
+	if m.seen {
+		p.family("footfall_visits", "gauge", "All visits ever, when this process last saw the totals.")
+		p.value("footfall_visits", "", float64(m.visitsNow))
+		p.family("footfall_visitors", "gauge", "All visitors ever, when this process last saw the totals.")
+		p.value("footfall_visitors", "", float64(m.visitors))
+	}
 	p.family("footfall_client_address_total", "counter", "Visits by where the client's address came from and whether it is a private one.")
 	for _, key := range sortedKeys(m.clients) {
 		p.value("footfall_client_address_total", labels("source", key[0], "scope", key[1]), float64(m.clients[key]))
@@ -162,22 +159,8 @@ func (m *metrics) writeTo(buf *bytes.Buffer, b build, s *store) {
 	p.family("footfall_ready", "gauge", "The last answer of /readyz: 1 ready, 0 not.")
 	p.value("footfall_ready", "", boolean(m.isReady))
 
-	reads, batches := s.reads.Stats(), s.batches.Stats()
-	p.family("footfall_database_connections", "gauge", "Connections to the database.")
-	p.value("footfall_database_connections", labels("state", "open"), float64(reads.OpenConnections+batches.OpenConnections))
-	p.value("footfall_database_connections", labels("state", "in_use"), float64(reads.InUse+batches.InUse))
-	p.value("footfall_database_connections", labels("state", "idle"), float64(reads.Idle+batches.Idle))
-	p.family("footfall_database_wait_seconds_total", "counter", "Time that requests waited for a connection.")
-	p.value("footfall_database_wait_seconds_total", "", (reads.WaitDuration + batches.WaitDuration).Seconds())
-
-	var mem runtime.MemStats
-	runtime.ReadMemStats(&mem)
 	p.family("go_goroutines", "gauge", "Goroutines that exist.")
 	p.value("go_goroutines", "", float64(runtime.NumGoroutine()))
-	p.family("go_memstats_heap_alloc_bytes", "gauge", "Bytes of heap in use.")
-	p.value("go_memstats_heap_alloc_bytes", "", float64(mem.HeapAlloc))
-	p.family("go_gc_cycles_total", "counter", "Garbage collections that ended.")
-	p.value("go_gc_cycles_total", "", float64(mem.NumGC))
 	p.family("process_start_time_seconds", "gauge", "When this process started, in Unix time.")
 	p.value("process_start_time_seconds", "", float64(processStart.UnixMilli())/1000)
 	var usage syscall.Rusage

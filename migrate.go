@@ -19,13 +19,20 @@ import (
 //go:embed sql/*.sql
 var embedded embed.FS
 
-// migrateKey is the advisory lock that whoever changes the schema holds: the
+// migrateKey is the advisory lock of a process that changes the schema: the
 // first eight bytes of SHA-256("footfall"). Advisory locks are per database.
 const migrateKey = 0x38472b5c42202c47
 
-// migrateLockTimeout bounds the wait for another process's migration and for
-// any table that a migration needs.
-const migrateLockTimeout = "60s"
+// Waits of a process that changes the schema.
+const (
+	// migrateLimit bounds the wait for another process's migration, and the
+	// time that tables in use may keep ours from its end.
+	migrateLimit = time.Minute
+	// While a migration waits for a table, every later statement on that table
+	// queues behind it, so the wait is a fraction of visitTimeout.
+	tableLockTimeout = 500 * time.Millisecond
+	tableLockPause   = time.Second // between two tries: the queue gets through
+)
 
 // migration is one file of sql/.
 type migration struct {
@@ -43,12 +50,7 @@ type applied struct {
 	appliedAt time.Time
 }
 
-var (
-	migrationName = regexp.MustCompile(`^(\d{4})_[a-z0-9_]+\.sql$`)
-	// endsTransaction finds most files that would end the transaction they run
-	// in before anything is run; applyMigration catches the rest.
-	endsTransaction = regexp.MustCompile(`(?im)(^|;)\s*(COMMIT|ROLLBACK|ABORT)\b`)
-)
+var migrationName = regexp.MustCompile(`^(\d{4})_[a-z0-9_]+\.sql$`)
 
 // loadMigrations reads the migrations of a folder in order, and refuses names
 // that are not NNNN_what.sql, gaps and numbers that occur twice.
@@ -76,9 +78,6 @@ func loadMigrations(fsys fs.FS) ([]migration, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read migration %s: %w", name, err)
 		}
-		if endsTransaction.Match(text) {
-			return nil, fmt.Errorf("migration %s ends its transaction: remove COMMIT or ROLLBACK, all files are applied in one", name)
-		}
 		sum := sha256.Sum256(text)
 		ms = append(ms, migration{version, name, hex.EncodeToString(sum[:]), string(text)})
 	}
@@ -98,78 +97,110 @@ func ourMigrations() []migration {
 	return ms
 }
 
-// migrateResult tells what a run of migrate did.
-type migrateResult struct {
-	ran     []migrationRun
-	unknown int // migrations in the database that this program does not have: the database is newer
-}
-
+// migrationRun is a file that was applied, and how long it took.
 type migrationRun struct {
 	name string
 	took time.Duration
 }
 
-// migrate applies all pending migrations in one transaction that takes the
-// advisory lock before it looks at anything: processes started together wait
-// for one another, a failing file leaves nothing behind, and the lock cannot
-// leak into a connection pool. A database that is ahead of ms is fine as long
-// as the files that both know are the same.
-func migrate(ctx context.Context, db *sql.DB, ms []migration) (migrateResult, error) {
-	return migrateWithin(ctx, db, ms, migrateLockTimeout)
+// migrate applies all pending migrations in tx, which holds the migration lock:
+// processes started together wait for one another, and a failing file leaves
+// nothing behind. A database that is ahead of ms is fine as long as the files
+// that both know are the same.
+func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migrationRun, err error) {
+	if _, err := tx.ExecContext(ctx, `
+		CREATE TABLE IF NOT EXISTS schema_migrations (
+			version    integer     PRIMARY KEY,
+			name       text        NOT NULL,
+			checksum   text        NOT NULL, -- SHA-256 of the file
+			applied_at timestamptz NOT NULL DEFAULT now()
+		)`); err != nil {
+		return nil, fmt.Errorf("create schema_migrations: %w", err)
+	}
+	done, err := appliedMigrations(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	if err := compareMigrations(ms, done); err != nil {
+		return nil, err
+	}
+	before, err := transactionID(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range ms[min(len(done), len(ms)):] {
+		start := time.Now()
+		// Without arguments the driver sends the file as it is, all statements.
+		if _, err := tx.ExecContext(ctx, m.sql); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.name, err)
+		}
+		// A COMMIT or ROLLBACK in the file has ended our transaction, and the
+		// lock with it. What the file did before stays; nothing after it does.
+		after, err := transactionID(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		if after != before {
+			return nil, refuse("%s ends the transaction: remove COMMIT or ROLLBACK from it, and undo by hand what it did", m.name)
+		}
+		if _, err := tx.ExecContext(ctx, `
+			INSERT INTO schema_migrations (version, name, checksum)
+			VALUES ($1, $2, $3)`,
+			m.version, m.name, m.checksum); err != nil {
+			return nil, fmt.Errorf("record %s: %w", m.name, err)
+		}
+		ran = append(ran, migrationRun{m.name, time.Since(start)})
+	}
+	return ran, nil
 }
 
-// migrateWithin is migrate with a lock_timeout of its own.
-func migrateWithin(ctx context.Context, db *sql.DB, ms []migration, lockTimeout string) (migrateResult, error) {
-	var result migrateResult
-	err := underMigrationLock(ctx, db, lockTimeout, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `
-			CREATE TABLE IF NOT EXISTS schema_migrations (
-				version    integer     PRIMARY KEY,
-				name       text        NOT NULL,
-				checksum   text        NOT NULL, -- SHA-256 of the file
-				applied_at timestamptz NOT NULL DEFAULT now()
-			)`); err != nil {
-			return fmt.Errorf("create schema_migrations: %w", err)
-		}
-		done, err := appliedMigrations(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if err := compareMigrations(ms, done); err != nil {
-			return err
-		}
-		result.unknown = max(0, len(done)-len(ms))
-		for _, m := range ms[min(len(done), len(ms)):] {
-			start := time.Now()
-			if err := applyMigration(ctx, tx, m); err != nil {
-				return err
-			}
-			result.ran = append(result.ran, migrationRun{m.name, time.Since(start)})
-		}
-		return nil
-	})
-	if err != nil {
-		return migrateResult{}, fmt.Errorf("migrate: %w", err)
+func transactionID(ctx context.Context, tx *sql.Tx) (id string, err error) {
+	if err := tx.QueryRowContext(ctx, `SELECT pg_current_xact_id()::text`).Scan(&id); err != nil {
+		return "", fmt.Errorf("read the transaction's number: %w", err)
 	}
-	return result, nil
+	return id, nil
 }
 
 // underMigrationLock runs change in a transaction that holds the advisory lock
-// until it ends. lockTimeout bounds each wait for a lock.
-func underMigrationLock(ctx context.Context, db *sql.DB, lockTimeout string, change func(*sql.Tx) error) error {
+// until it ends; so the lock cannot leak into a connection pool. When a table
+// that change needs is in use, the whole transaction is rolled back and tried
+// again after a pause, for limit in all.
+func underMigrationLock(ctx context.Context, db *sql.DB, limit time.Duration, change func(*sql.Tx) error) error {
+	for deadline := time.Now().Add(limit); ; {
+		err := tryUnderMigrationLock(ctx, db, time.Until(deadline), change)
+		pg, ok := errors.AsType[*pgconn.PgError](err)
+		if !ok || pg.Code != "55P03" && pg.Code != "40P01" { // lock_not_available, deadlock_detected
+			return err
+		}
+		if time.Until(deadline) < tableLockPause {
+			return fmt.Errorf("given up after %s; look in pg_stat_activity for what holds the lock: %w", limit, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(tableLockPause):
+		}
+	}
+}
+
+func tryUnderMigrationLock(ctx context.Context, db *sql.DB, wait time.Duration, change func(*sql.Tx) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback() // does nothing after Commit
-	if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '`+lockTimeout+`'`); err != nil {
+	lockTimeout := func(d time.Duration) error {
+		_, err := tx.ExecContext(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, d.Milliseconds()))
+		return err
+	}
+	if err := lockTimeout(wait); err != nil {
 		return fmt.Errorf("set lock_timeout: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrateKey)); err != nil {
-		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" { // lock_not_available
-			return fmt.Errorf("another process has been migrating this database for %s; wait for it, or look for it in pg_stat_activity: %w", lockTimeout, err)
-		}
-		return fmt.Errorf("take the migration lock: %w", err)
+		return fmt.Errorf("wait for another process that is migrating this database: %w", err)
+	}
+	if err := lockTimeout(tableLockTimeout); err != nil {
+		return fmt.Errorf("set lock_timeout: %w", err)
 	}
 	if err := change(tx); err != nil {
 		return err
@@ -177,32 +208,13 @@ func underMigrationLock(ctx context.Context, db *sql.DB, lockTimeout string, cha
 	return tx.Commit()
 }
 
-// applyMigration runs one file and records it.
-func applyMigration(ctx context.Context, tx *sql.Tx, m migration) error {
-	var before, after string
-	if err := tx.QueryRowContext(ctx, `SELECT pg_current_xact_id()::text`).Scan(&before); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
-	}
-	// Without arguments the driver sends the file as it is, all statements.
-	if _, err := tx.ExecContext(ctx, m.sql); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
-	}
-	// A COMMIT or ROLLBACK in the file has ended our transaction, and the lock
-	// with it. What the file did before stands; nothing after it does.
-	if err := tx.QueryRowContext(ctx, `SELECT pg_current_xact_id()::text`).Scan(&after); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
-	}
-	if before != after {
-		return fmt.Errorf("%s ends the transaction: remove COMMIT or ROLLBACK from it, and undo by hand what it did", m.name)
-	}
-	if _, err := tx.ExecContext(ctx, `
-		INSERT INTO schema_migrations (version, name, checksum)
-		VALUES ($1, $2, $3)`,
-		m.version, m.name, m.checksum); err != nil {
-		return fmt.Errorf("record %s: %w", m.name, err)
-	}
-	return nil
-}
+// refusal is a state of the database that only a person can mend: trying again
+// does not help.
+type refusal struct{ msg string }
+
+func (r *refusal) Error() string { return r.msg }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
 
 // queryer is a *sql.DB, *sql.Conn or *sql.Tx.
 type queryer interface {
@@ -243,13 +255,13 @@ func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
 func compareMigrations(ms []migration, done []applied) error {
 	for i, a := range done {
 		if a.version != i+1 {
-			return fmt.Errorf("schema_migrations lacks version %d: restore the row or the database", i+1)
+			return refuse("schema_migrations lacks version %d: restore the row or the database", i+1)
 		}
 		if i >= len(ms) {
 			continue // newer than the program
 		}
 		if m := ms[i]; a.checksum != m.checksum {
-			return fmt.Errorf("%s was changed after it was applied on %s (as %s): put the released file back and make the change in a new one",
+			return refuse("%s was changed after it was applied on %s (as %s): put the released file back and make the change in a new one",
 				m.name, a.appliedAt.UTC().Format(time.DateOnly), a.name)
 		}
 	}

@@ -5,10 +5,12 @@ import (
 	"database/sql"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -31,18 +33,24 @@ func migrations(t testing.TB, pairs ...string) []migration {
 	return ms
 }
 
-// queryInt reads one number.
-func queryInt(t testing.TB, db *sql.DB, query string, args ...any) int64 {
+// tryMigrations applies pending migrations and returns the files that ran.
+func tryMigrations(t testing.TB, db *sql.DB, ms ...migration) (ran []string, err error) {
 	t.Helper()
-	var n int64
-	require.NoError(t, db.QueryRowContext(t.Context(), query, args...).Scan(&n))
-	return n
+	err = underMigrationLock(t.Context(), db, migrateLimit, func(tx *sql.Tx) error {
+		runs, err := migrate(t.Context(), tx, ms)
+		ran = nil
+		for _, run := range runs {
+			ran = append(ran, run.name)
+		}
+		return err
+	})
+	return ran, err
 }
 
-// execute runs SQL that must succeed.
-func execute(t testing.TB, db *sql.DB, query string, args ...any) {
+// applyMigrations applies pending migrations, which must succeed.
+func applyMigrations(t testing.TB, db *sql.DB, ms ...migration) {
 	t.Helper()
-	_, err := db.ExecContext(t.Context(), query, args...)
+	_, err := tryMigrations(t, db, ms...)
 	require.NoError(t, err)
 }
 
@@ -53,25 +61,18 @@ func tableExists(t testing.TB, db *sql.DB, name string) bool {
 
 func TestLoadMigrations(t *testing.T) {
 	t.Parallel()
-	const endsIt = " ends its transaction: remove COMMIT or ROLLBACK, all files are applied in one"
 	tests := map[string]struct {
 		files   fs.FS
 		want    int
 		wantErr string
 	}{
-		"two":                {files("0001_a.sql", "SELECT 1", "0002_b.sql", "SELECT 2"), 2, ""},
-		"none":               {files(), 0, ""},
-		"not a number":       {files("first.sql", ""), 0, `migration "first.sql": name it NNNN_what_it_does.sql`},
-		"not SQL":            {files("0001_a.sql", "", "README.md", ""), 0, `migration "README.md": name it NNNN_what_it_does.sql`},
-		"number twice":       {files("0001_a.sql", "", "0001_b.sql", ""), 0, "migration 0001_b.sql: number 0001 is taken by 0001_a.sql, renumber one of them"},
-		"gap":                {files("0001_a.sql", "", "0003_c.sql", ""), 0, "migration 0003_c.sql: 0002 is missing, number the files without gaps"},
-		"first missing":      {files("0002_b.sql", ""), 0, "migration 0002_b.sql: 0001 is missing, number the files without gaps"},
-		"COMMIT":             {files("0001_a.sql", "CREATE TABLE a ();\nCOMMIT;"), 0, "migration 0001_a.sql" + endsIt},
-		"commit on one line": {files("0001_a.sql", "CREATE TABLE a (); commit"), 0, "migration 0001_a.sql" + endsIt},
-		"ROLLBACK":           {files("0001_a.sql", "  ROLLBACK;"), 0, "migration 0001_a.sql" + endsIt},
-		"a function's END":   {files("0001_a.sql", "DO $$ BEGIN\nPERFORM 1;\nEND $$;"), 1, ""},
-		"ON COMMIT":          {files("0001_a.sql", "CREATE TEMP TABLE a () ON COMMIT DROP"), 1, ""},
-		"commit_time":        {files("0001_a.sql", "SELECT\n  now() AS commit_time"), 1, ""},
+		"two":           {files("0001_a.sql", "SELECT 1", "0002_b.sql", "SELECT 2"), 2, ""},
+		"none":          {files(), 0, ""},
+		"not a number":  {files("first.sql", ""), 0, `migration "first.sql": name it NNNN_what_it_does.sql`},
+		"not SQL":       {files("0001_a.sql", "", "README.md", ""), 0, `migration "README.md": name it NNNN_what_it_does.sql`},
+		"number twice":  {files("0001_a.sql", "", "0001_b.sql", ""), 0, "migration 0001_b.sql: number 0001 is taken by 0001_a.sql, renumber one of them"},
+		"gap":           {files("0001_a.sql", "", "0003_c.sql", ""), 0, "migration 0003_c.sql: 0002 is missing, number the files without gaps"},
+		"first missing": {files("0002_b.sql", ""), 0, "migration 0002_b.sql: 0001 is missing, number the files without gaps"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -100,19 +101,17 @@ func TestMigrateTwelveAtOnce(t *testing.T) {
 		"0002_b.sql", "ALTER TABLE a ADD COLUMN m bigint; INSERT INTO a VALUES (2, 2)")
 	const starts = 12
 	var all sync.WaitGroup
-	results := make([]migrateResult, starts)
+	results := make([][]string, starts)
 	errs := make([]error, starts)
 	for i := range starts {
 		s := openTestStore(t, url)
-		all.Go(func() { results[i], errs[i] = migrate(t.Context(), s.reads, ms) })
+		all.Go(func() { results[i], errs[i] = tryMigrations(t, s.reads, ms...) })
 	}
 	all.Wait()
 	var ran []string
 	for i := range starts {
 		assert.NoError(t, errs[i])
-		for _, m := range results[i].ran {
-			ran = append(ran, m.name)
-		}
+		ran = append(ran, results[i]...)
 	}
 	assert.Equal(t, []string{"0001_a.sql", "0002_b.sql"}, ran)
 	db := openTestStore(t, url).reads
@@ -126,24 +125,18 @@ func TestMigrateOnlyWhatIsPending(t *testing.T) {
 	one := migrations(t, "0001_a.sql", "CREATE TABLE a ()")
 	two := migrations(t, "0001_a.sql", "CREATE TABLE a ()", "0002_b.sql", "CREATE TABLE b ()")
 	for _, tt := range []struct {
-		ms      []migration
-		ran     []string
-		unknown int
+		ms  []migration
+		ran []string
 	}{
-		{one, []string{"0001_a.sql"}, 0},
-		{one, nil, 0},
-		{two, []string{"0002_b.sql"}, 0},
-		{two, nil, 0},
-		{one, nil, 1}, // an older program on a newer database
+		{one, []string{"0001_a.sql"}},
+		{one, nil},
+		{two, []string{"0002_b.sql"}},
+		{two, nil},
+		{one, nil}, // an older program on a newer database
 	} {
-		result, err := migrate(t.Context(), db, tt.ms)
+		ran, err := tryMigrations(t, db, tt.ms...)
 		require.NoError(t, err)
-		var ran []string
-		for _, m := range result.ran {
-			ran = append(ran, m.name)
-		}
 		assert.Equal(t, tt.ran, ran)
-		assert.Equal(t, tt.unknown, result.unknown)
 	}
 	done, err := appliedMigrations(t.Context(), db)
 	require.NoError(t, err)
@@ -166,19 +159,18 @@ func TestMigrateRefuses(t *testing.T) {
 		"changed file in a newer database": {"", migrations(t, "0001_a.sql", "CREATE TABLE a (n bigint)"),
 			"0001_a.sql was changed after it was applied on "},
 		"lost row": {"DELETE FROM schema_migrations WHERE version = 1", ms,
-			"migrate: schema_migrations lacks version 1: restore the row or the database"},
+			"schema_migrations lacks version 1: restore the row or the database"},
 		"damaged table": {"ALTER TABLE schema_migrations RENAME COLUMN checksum TO sum", ms,
-			`migrate: read schema_migrations: ERROR: column "checksum" does not exist`},
+			`read schema_migrations: ERROR: column "checksum" does not exist`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			db := openTestStore(t, newDatabase(t)).reads
-			_, err := migrate(t.Context(), db, ms)
-			require.NoError(t, err)
+			applyMigrations(t, db, ms...)
 			if tt.before != "" {
 				execute(t, db, tt.before)
 			}
-			_, err = migrate(t.Context(), db, tt.ms)
+			_, err := tryMigrations(t, db, tt.ms...)
 			assert.ErrorContains(t, err, tt.wantErr)
 			assert.False(t, tableExists(t, db, "c"))
 		})
@@ -190,52 +182,45 @@ func TestMigrateRefuses(t *testing.T) {
 func TestMigrateFailingFileLeavesNothing(t *testing.T) {
 	t.Parallel()
 	db := openTestStore(t, newDatabase(t)).reads
-	_, err := migrate(t.Context(), db, migrations(t,
+	_, err := tryMigrations(t, db, migrations(t,
 		"0001_a.sql", "CREATE TABLE a ()",
-		"0002_b.sql", "CREATE TABLE b ();\nSELECT 1/0"))
-	require.ErrorContains(t, err, "migrate: 0002_b.sql: ERROR: division by zero")
+		"0002_b.sql", "CREATE TABLE b ();\nSELECT 1/0")...)
+	require.ErrorContains(t, err, "0002_b.sql: ERROR: division by zero")
 	assert.False(t, tableExists(t, db, "a"))
 	assert.False(t, tableExists(t, db, "b"))
 	assert.False(t, tableExists(t, db, "schema_migrations"))
 	assert.Zero(t, queryInt(t, db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`))
-	result, err := migrate(t.Context(), db, migrations(t, "0001_a.sql", "CREATE TABLE a ()"))
+	ran, err := tryMigrations(t, db, migrations(t, "0001_a.sql", "CREATE TABLE a ()")...)
 	require.NoError(t, err)
-	assert.Len(t, result.ran, 1)
+	assert.Len(t, ran, 1)
 }
 
-// What the pattern does not see ends the transaction all the same.
+// A file that ends the transaction it runs in is found right after it.
 func TestMigrateCatchesEndOfTransaction(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
 		"behind a comment": "CREATE TABLE a (); /* done */ COMMIT",
-		"END":              "CREATE TABLE a ();\nEND;", // which also ends a function's body
+		"COMMIT":           "CREATE TABLE a ();\nCOMMIT;",
+		"END":              "CREATE TABLE a ();\nEND;",
 		"rolled back":      "CREATE TABLE a (); /* done */ ROLLBACK; SELECT 1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := openTestStore(t, newDatabase(t)).reads
-			_, err := migrate(t.Context(), db, migrations(t, "0001_a.sql", text, "0002_b.sql", "CREATE TABLE b ()"))
+			_, err := tryMigrations(t, db, migrations(t, "0001_a.sql", text, "0002_b.sql", "CREATE TABLE b ()")...)
 			require.ErrorContains(t, err, "0001_a.sql ends the transaction: remove COMMIT or ROLLBACK from it, and undo by hand what it did")
 			assert.False(t, tableExists(t, db, "b"))
 		})
 	}
 }
 
-// holdMigrationLock keeps the advisory lock until the test ends.
-func holdMigrationLock(t testing.TB, databaseURL string) {
-	t.Helper()
-	tx, err := openTestStore(t, databaseURL).reads.BeginTx(context.WithoutCancel(t.Context()), nil)
-	require.NoError(t, err)
-	t.Cleanup(func() { tx.Rollback() })
-	_, err = tx.ExecContext(t.Context(), `SELECT pg_advisory_xact_lock($1)`, int64(migrateKey))
-	require.NoError(t, err)
-}
+const takeMigrationLock = `SELECT pg_advisory_xact_lock(x'38472b5c42202c47'::bigint)` // migrateKey
 
 func TestMigrateLockTimeout(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	holdMigrationLock(t, url)
-	_, err := migrateWithin(t.Context(), openTestStore(t, url).reads, ourMigrations(), "50ms")
-	require.ErrorContains(t, err, "migrate: another process has been migrating this database for 50ms; wait for it, or look for it in pg_stat_activity: ")
+	holdLock(t, openTestStore(t, url), takeMigrationLock)
+	err := underMigrationLock(t.Context(), openTestStore(t, url).reads, 50*time.Millisecond, nil)
+	require.ErrorContains(t, err, "given up after 50ms; look in pg_stat_activity for what holds the lock: wait for another process that is migrating this database: ")
 }
 
 // A start that is told to stop while it waits for another one's migration
@@ -243,12 +228,12 @@ func TestMigrateLockTimeout(t *testing.T) {
 func TestMigrateCanceled(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	holdMigrationLock(t, url)
+	holdLock(t, openTestStore(t, url), takeMigrationLock)
 	db := openTestStore(t, url).reads
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := migrate(ctx, db, ourMigrations())
+		_, err := prepare(ctx, db, nil, slog.New(slog.DiscardHandler))
 		ended <- err
 	}()
 	eventually(t, "waits for the lock", func() bool {
@@ -264,8 +249,37 @@ func TestPrepareNewerDatabase(t *testing.T) {
 	s := newStore(t)
 	execute(t, s.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'future', 'x')`, len(ourMigrations())+1)
 	log, lines := newLog(t)
-	_, err := prepare(t.Context(), s.reads, ourMigrations(), nil, log)
+	_, err := prepare(t.Context(), s.reads, nil, log)
 	require.NoError(t, err)
 	assert.Equal(t, 1, strings.Count(lines.String(), "the database is newer than this program"))
 	assert.Contains(t, lines.String(), fmt.Sprintf(`"unknown_migrations":%d`, 1))
+}
+
+// A migration that waits for a table in use does not keep visits waiting, and
+// gets through when the table is free.
+func TestMigrationLetsVisitsThrough(t *testing.T) {
+	url := newDatabase(t)
+	s := openTestStore(t, url)
+	prepared(t, s)
+	r := newTestRecorder(t, s)
+	require.EqualValues(t, 1, count(t, r, "ada"))
+	release := holdLock(t, openTestStore(t, url), `SELECT count(*) FROM visitors`) // like pg_dump: ACCESS SHARE
+	ms := append(ourMigrations(), migration{version: len(ourMigrations()) + 1, name: "9999_note.sql", sql: "ALTER TABLE visitors ADD COLUMN note text"})
+	migrated := make(chan error, 1)
+	migrating := openTestStore(t, url)
+	go func() {
+		_, err := tryMigrations(t, migrating.reads, ms...)
+		migrated <- err
+	}()
+	for try := range 3 { // the queue forms and goes
+		eventually(t, "the migration waits", func() bool { return blocked(t, s) > 0 })
+		for range 10 {
+			count(t, r, "ada")
+		}
+		eventually(t, fmt.Sprintf("try %d ends", try), func() bool { return blocked(t, s) == 0 })
+	}
+	release()
+	require.NoError(t, <-migrated)
+	count(t, r, "ada")
+	requireExactly(t, s, 32)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"embed"
 	"errors"
 	"fmt"
 	"html/template"
@@ -12,40 +11,33 @@ import (
 	"sync"
 )
 
-//go:embed assets/page.html assets/style.css assets/favicon.svg assets/badge.svg
-var assetFiles embed.FS
-
 var templates = template.Must(template.New("").
 	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
 	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
 
-// everyone is what all visitors of one batch see alike: the page above and
-// below the part that is about one of them.
+// page renders the page of one deployment.
+type page struct {
+	version           string
+	userName, userURL string
+	past              pastRows
+}
+
+// everyone is the page above and below the part about one visitor. All visitors
+// of a batch see it alike.
 type everyone struct {
 	above, below []byte
 	err          error
 }
 
-// shared is the page of a batch, rendered by the first who needs it.
-type shared struct {
-	once sync.Once
-	page *everyone
-}
-
-func (sh *shared) get(s *server, t *tally) *everyone {
-	sh.once.Do(func() { sh.page = s.renderEveryone(t) })
-	return sh.page
-}
-
-// renderEveryone renders the page for t; nil: the numbers are not to be had.
-func (s *server) renderEveryone(t *tally) *everyone {
+// render renders the page for t; nil: the numbers are not known.
+func (p *page) render(t *tally) *everyone {
 	data := struct {
-		Build             build
+		Version           string
 		UserName, UserURL string
 		Numbers           *numbers
-	}{Build: s.build, UserName: s.cfg.UserName, UserURL: s.cfg.UserURL}
+	}{Version: p.version, UserName: p.userName, UserURL: p.userURL}
 	if t != nil {
-		past, err := s.past.render(t.days[:historyDays-1])
+		past, err := p.past.render(t.days[:historyDays-1])
 		if err != nil {
 			return &everyone{err: err}
 		}
@@ -162,7 +154,15 @@ func (p *everyone) write(w http.ResponseWriter, status int, y you, visits int64)
 	}
 	buf.Write(after)
 	buf.Write(p.below)
-	w.Header().Set("Cache-Control", "no-store")
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	if y.Result == isHead {
+		// A GET would be counted and see another page, so there is no
+		// Content-Length that holds (RFC 9110, section 8.6).
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		w.WriteHeader(status)
+		return nil
+	}
 	write(w, status, "text/html; charset=utf-8", buf.Bytes())
 	return nil
 }

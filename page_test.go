@@ -35,14 +35,13 @@ func aTally(visits ...int64) *tally {
 	return t
 }
 
-// page renders the page for a visitor who was counted number times; tl is nil
-// when the database is away.
-func page(t *testing.T, cfg config, tl *tally, y you, number int64) string {
+// rendered is the page for a visitor who was counted number times; tl is nil
+// without a database.
+func rendered(t *testing.T, p *page, tl *tally, y you, number int64) string {
 	t.Helper()
-	s := &server{cfg: cfg, build: build{Version: "1.2.3"}}
-	rec := httptest.NewRecorder()
-	require.NoError(t, s.renderEveryone(tl).write(rec, http.StatusOK, y, number))
-	return rec.Body.String()
+	w := httptest.NewRecorder()
+	require.NoError(t, p.render(tl).write(w, http.StatusOK, y, number))
+	return w.Body.String()
 }
 
 var (
@@ -50,9 +49,10 @@ var (
 	someSpace = regexp.MustCompile(`\s+`)
 )
 
-// words is what a reader sees of an HTML text.
-func words(text string) string {
-	return strings.TrimSpace(someSpace.ReplaceAllString(html.UnescapeString(anyTag.ReplaceAllString(text, " ")), " "))
+// pageText is what a reader sees of a page, on one line.
+func pageText(body string) string {
+	text := html.UnescapeString(someSpace.ReplaceAllString(anyTag.ReplaceAllString(body, " "), " "))
+	return strings.TrimSpace(strings.ReplaceAll(text, " .", "."))
 }
 
 func TestPageStates(t *testing.T) {
@@ -111,9 +111,14 @@ func TestPageStates(t *testing.T) {
 			[]string{"This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}, []string{"Recognised by"},
 		},
 		"no database": {
-			nil, you{Result: unavailable, Source: fromPeer, NoDatabase: true}, 0,
+			nil, you{Result: unconfirmed, Source: fromPeer, NoDatabase: true}, 0,
 			[]string{"The database does not answer.", "Your visit may not have been counted. Please come back in a moment.", "footfall 1.2.3, deployed by Ann."},
 			[]string{"visits today", "Counting since", "was counted."},
+		},
+		"no database, not asked": {
+			nil, you{Result: unavailable, Source: fromPeer, NoDatabase: true}, 0,
+			[]string{"The database does not answer.", "Your visit was not counted. Please come back in a moment."},
+			[]string{"Your visit may"},
 		},
 		"no database, not counted": {
 			nil, you{Result: isBot, Source: fromPeer, NoDatabase: true}, 0,
@@ -123,9 +128,8 @@ func TestPageStates(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			body := page(t, config{UserName: "Ann"}, tt.tally, tt.you, tt.number)
-			read := words(body)
-			read = strings.ReplaceAll(read, " .", ".")
+			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, tt.tally, tt.you, tt.number)
+			read := pageText(body)
 			for _, want := range append(tt.want, "What is a visitor here?", "What is kept?") {
 				assert.Contains(t, read, want)
 			}
@@ -145,20 +149,16 @@ func TestPageStates(t *testing.T) {
 
 func TestPageTrail(t *testing.T) {
 	for number, strides := range map[int64]int{1: 1, 2: 2, 39: 39, 40: 40, 1_000_000: 40} {
-		body := page(t, config{}, aTally(1), you{Result: counted}, number)
+		body := rendered(t, &page{}, aTally(1), you{Result: counted}, number)
 		assert.Contains(t, body, fmt.Sprintf(`viewBox="0 0 %d 40"`, strides*40), number)
 	}
-	assert.NotContains(t, page(t, config{}, aTally(1), you{Result: isBot}, 0), "trail")
+	assert.NotContains(t, rendered(t, &page{}, aTally(1), you{Result: isBot}, 0), "trail")
 }
 
 // What is kept of one page must not show on the next.
 func TestPageFollowsTheCount(t *testing.T) {
-	s := &server{}
-	read := func(tl *tally, y you, number int64) string {
-		rec := httptest.NewRecorder()
-		require.NoError(t, s.renderEveryone(tl).write(rec, http.StatusOK, y, number))
-		return words(rec.Body.String())
-	}
+	p := &page{}
+	read := func(tl *tally, y you, number int64) string { return pageText(rendered(t, p, tl, y, number)) }
 	first := read(aTally(5, 3), you{Result: counted, Source: fromPeer}, 2)
 	assert.Contains(t, first, "1 Mar 5 3 2 2 Mar 3 2 1")
 	assert.Contains(t, first, "this page 2 times")
@@ -179,7 +179,7 @@ func TestPageNamesWhoDeployedIt(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			body := page(t, config{UserName: tt.name, UserURL: tt.url}, aTally(1), you{Result: counted}, 1)
+			body := rendered(t, &page{userName: tt.name, userURL: tt.url}, aTally(1), you{Result: counted}, 1)
 			assert.Contains(t, body, tt.want)
 			assert.NotContains(t, body, "<script")
 		})
@@ -225,7 +225,7 @@ func TestPageSize(t *testing.T) {
 	for i := range historyDays {
 		visits = append(visits, 100_000+int64(i)) // each number as long as a busy page's
 	}
-	body := page(t, config{UserName: "Ann", UserURL: "https://example.org/"}, aTally(visits...), you{Result: counted, Source: fromForwarded}, 123_456)
+	body := rendered(t, &page{userName: "Ann", userURL: "https://example.org/"}, aTally(visits...), you{Result: counted, Source: fromForwarded}, 123_456)
 	sum := len(body)
 	for _, file := range assets {
 		sum += len(file.plain)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -69,19 +70,8 @@ func TestBehindPgBouncer(t *testing.T) {
 			var out strings.Builder
 			require.NoError(t, run(t.Context(), []string{"migrate"}, getenv, &out), out.String())
 
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			ended := make(chan error, 1)
-			lines := &logLines{t: t}
-			go func() { ended <- run(ctx, []string{"serve"}, getenv, lines) }()
-			var addr string
-			eventually(t, "listening", func() bool {
-				_, rest, found := strings.Cut(lines.String(), `"msg":"listening","addr":"`)
-				if found {
-					addr, _, found = strings.Cut(rest, `"`)
-				}
-				return found
-			})
+			footfall := startFunc(t, func(ctx context.Context, out io.Writer) error { return run(ctx, []string{"serve"}, getenv, out) })
+			footfall.awaitReady(t)
 			l := newLedger()
 			var wg sync.WaitGroup
 			const clients, visits = 8, 50
@@ -89,7 +79,7 @@ func TestBehindPgBouncer(t *testing.T) {
 				client := &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
 				wg.Go(func() {
 					for i := range visits {
-						number, err := visitPage(client, "http://"+addr+"/", i%7)
+						number, err := visitPage(client, footfall.url(), i%7)
 						assert.NoError(t, err)
 						l.note(i%7, number, time.Now(), err)
 					}
@@ -97,13 +87,11 @@ func TestBehindPgBouncer(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			response, err := http.Get("http://" + addr + "/api/stats")
-			require.NoError(t, err)
-			response.Body.Close()
+			response, _ := footfall.get(t, "/api/stats")
 			assert.Equal(t, http.StatusOK, response.StatusCode)
 
 			direct := openTestStore(t, c.url(mode))
-			lost, doubled := l.compare(rowOf(t, direct, keptKey(t, direct)))
+			lost, doubled := l.compare(rowOf(t, direct, prepared(t, direct)))
 			assert.Zero(t, lost)
 			assert.Zero(t, doubled)
 			requireExactly(t, direct, clients*visits)
@@ -116,8 +104,8 @@ func TestBehindPgBouncer(t *testing.T) {
 				require.Equal(t, []int64{i + 1}, numbersOf(t, hand(t, r, numbered(1))))
 			}
 			require.NoError(t, run(t.Context(), []string{"verify"}, getenv, &out), out.String())
-			cancel()
-			require.NoError(t, <-ended)
+			footfall.stop()
+			require.NoError(t, <-footfall.ended)
 		})
 	}
 }

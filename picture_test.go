@@ -30,11 +30,11 @@ func TestPicture(t *testing.T) {
 	require.NoError(t, err)
 	example := aTally(31, 46, 112, 95, 50, 83, 121, 54, 61, 57, 48, 109, 120, 74, 96, 147, 105, 63, 187, 96, 99, 135, 91, 98, 162, 149, 85, 101, 136, 64)
 	example.visitors, example.visits = 2318, 14902
-	s := &server{cfg: config{UserName: "Ann Example", UserURL: "https://example.org/"}, build: build{Version: strings.TrimSpace(string(version))}}
+	s := &server{page: &page{version: strings.TrimSpace(string(version)), userName: "Ann Example", userURL: "https://example.org/"}}
 	mux := http.NewServeMux()
 	mux.Handle("GET /assets/{file}", s.try(s.asset))
 	mux.Handle("GET /{$}", s.try(func(w http.ResponseWriter, r *http.Request) error {
-		return s.renderEveryone(example).write(w, http.StatusOK, you{Result: counted, Source: fromForwarded}, 12)
+		return s.page.render(example).write(w, http.StatusOK, you{Result: counted, Source: fromForwarded}, 12)
 	}))
 	web := httptest.NewServer(s.secured(mux))
 	defer web.Close()

@@ -135,13 +135,58 @@ func openTestStore(t testing.TB, databaseURL string) *store {
 	return s
 }
 
-// newStore opens a migrated database of the test's own.
+// newStore opens a new database, prepared to count.
 func newStore(t testing.TB) *store {
 	t.Helper()
 	s := openTestStore(t, newDatabase(t))
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	return s
+}
+
+// prepared brings a database to where counting can begin.
+func prepared(t testing.TB, s *store) hasher {
+	t.Helper()
+	h, err := prepareWith(t, s, nil)
+	require.NoError(t, err)
+	return h
+}
+
+func prepareWith(t testing.TB, s *store, key []byte) (hasher, error) {
+	return prepare(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
+}
+
+// holdLock runs a statement that takes a lock, and keeps that until release is
+// called or the test ends.
+func holdLock(t testing.TB, s *store, statement string) (release func()) {
+	t.Helper()
+	tx, err := s.reads.BeginTx(context.WithoutCancel(t.Context()), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), statement)
+	require.NoError(t, err)
+	t.Cleanup(func() { tx.Rollback() })
+	return func() { require.NoError(t, tx.Rollback()) }
+}
+
+// queryInt reads one number.
+func queryInt(t testing.TB, db *sql.DB, query string, args ...any) int64 {
+	t.Helper()
+	var n int64
+	require.NoError(t, db.QueryRowContext(t.Context(), query, args...).Scan(&n))
+	return n
+}
+
+// alterDatabase gives the database a default for new connections, such as
+// "work_mem = 64".
+func alterDatabase(t testing.TB, s *store, setting string) {
+	t.Helper()
+	execute(t, s.reads, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET `+setting+`', current_database()); END $$`)
+}
+
+// execute runs SQL that must succeed.
+func execute(t testing.TB, db *sql.DB, query string, args ...any) {
+	t.Helper()
+	_, err := db.ExecContext(t.Context(), query, args...)
+	require.NoError(t, err)
 }
 
 // testCluster is a server that one test has to itself, to stop it and to start
@@ -199,14 +244,25 @@ func eventually(t testing.TB, what string, condition func() bool) {
 
 // logLines gathers what a program prints, for tests that read it.
 type logLines struct {
-	t    testing.TB
-	mu   sync.Mutex
-	text bytes.Buffer
+	t       testing.TB
+	mu      sync.Mutex
+	text    bytes.Buffer
+	dropped bool
+}
+
+// drop ends the gathering: what follows is of no interest, and much.
+func (l *logLines) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.dropped = true
 }
 
 func (l *logLines) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.dropped {
+		return len(b), nil
+	}
 	l.t.Output().Write(b)
 	return l.text.Write(b)
 }

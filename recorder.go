@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -19,8 +20,9 @@ const (
 )
 
 var (
-	errBusy     = errors.New("too many visits are waiting for the database")
-	errStopping = errors.New("the service is stopping")
+	errNotCounted = errors.New("visit not counted")
+	errBusy       = fmt.Errorf("%w: too many are waiting for the database", errNotCounted)
+	errStopping   = fmt.Errorf("%w: the service is stopping", errNotCounted)
 )
 
 // recorder commits visits that arrive together in one transaction (group
@@ -36,6 +38,7 @@ type recorder struct {
 	queue   []*batch      // batches not yet sent, in order of arrival; visits join the last
 	waiting int           // visits in queue and in the batch on its way
 	closed  bool          // no more visits
+	failing bool          // the last batch was not committed
 	wake    chan struct{} // holds one token while queue or closed wait to be looked at
 	stopped chan struct{} // closed when run has returned
 
@@ -56,7 +59,16 @@ type batch struct {
 	done    chan struct{} // closed when one of these stands:
 	err     error
 	receipt *receipt // numbers are in the order of ids
-	shared  shared   // what is rendered from receipt once for all its visitors
+
+	once   sync.Once // of share
+	shared any
+}
+
+// share returns what make returned to the first visit of the batch that asked:
+// work that is the same for all of them is done once.
+func (b *batch) share(make func() any) any {
+	b.once.Do(func() { b.shared = make() })
+	return b.shared
 }
 
 // visit is one place in a batch.
@@ -82,9 +94,9 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 }
 
 // record hands a visit over and waits for its commit. It does not end early
-// when the client has gone: the visit is counted all the same. An error other
-// than errBusy and errStopping means that nobody knows whether the visit was
-// counted; it is not sent again.
+// when the client has gone: the visit is counted all the same. An error that is
+// not [errNotCounted] means that the visit may have been counted; it is not
+// sent again.
 func (r *recorder) record(id visitorID) (visit, error) {
 	r.mu.Lock()
 	v, err := r.join(id)
@@ -140,6 +152,13 @@ func (r *recorder) signal() {
 	}
 }
 
+// isFailing reports whether the last batch was not committed.
+func (r *recorder) isFailing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.failing
+}
+
 // close turns further visits away, waits until the accepted ones are committed
 // and takes this process's row out of writers.
 func (r *recorder) close(ctx context.Context) error {
@@ -169,6 +188,7 @@ func (r *recorder) run() {
 			r.metrics.batch(time.Since(start), b.err == nil)
 			r.mu.Lock()
 			r.waiting -= b.size
+			r.failing = b.err != nil
 			r.mu.Unlock()
 			close(b.done)
 		}
@@ -178,7 +198,7 @@ func (r *recorder) run() {
 	}
 }
 
-// take removes the oldest batch from the queue; nil: it is empty. last tells,
+// take removes the oldest batch from the queue; nil: it is empty. last reports,
 // under the same lock, that none can follow.
 func (r *recorder) take() (b *batch, last bool) {
 	r.mu.Lock()
@@ -192,8 +212,8 @@ func (r *recorder) take() (b *batch, last bool) {
 }
 
 // commit sends a batch until it is known to be committed or its time is over.
-// Then what became of it stays unknown, so its number must never be used for
-// another: the next batch goes under a new writer.
+// What became of a batch that was sent then stays unknown, so its number must
+// never be used for another: the next batch goes under a new writer.
 func (r *recorder) commit(b *batch) (*receipt, error) {
 	// The batch's own context, never a request's.
 	ctx, cancel := context.WithDeadline(context.Background(), b.deadline)
@@ -209,6 +229,7 @@ func (r *recorder) commit(b *batch) (*receipt, error) {
 		ids[sorted], visits[sorted] = b.ids[i][:], b.visits[i]
 	}
 
+	sent := false
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		answer, err := r.send(ctx, b.date, ids, visits)
 		if err == nil {
@@ -219,12 +240,18 @@ func (r *recorder) commit(b *batch) (*receipt, error) {
 			answer.numbers = numbers
 			return answer, nil
 		}
-		if errors.Is(err, errWriterGone) {
+		sent = sent || !errors.Is(err, errNotSent)
+		switch {
+		case errors.Is(err, errWriterGone):
 			r.writer = 0
-		} else if !retryable(err) || ctx.Err() != nil {
+		case retryable(err) && ctx.Err() == nil: // try again
+		case sent:
 			r.writer = 0
 			r.log.Error("visits not confirmed", "visits", b.size, "err", err)
 			return nil, err
+		default:
+			r.log.Error("visits not counted", "visits", b.size, "err", err)
+			return nil, fmt.Errorf("%w: %w", errNotCounted, err)
 		}
 		r.metrics.retried()
 		select {
@@ -239,7 +266,7 @@ func (r *recorder) send(ctx context.Context, date time.Time, ids [][]byte, visit
 	if r.writer == 0 {
 		id, err := r.store.newWriter(ctx)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errNotSent, err)
 		}
 		r.writer, r.number = id, 0
 	}

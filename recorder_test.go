@@ -9,8 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -95,11 +93,7 @@ func underWay(t testing.TB, r *recorder) {
 // holdTotals locks the row that every batch needs, and returns how to let go.
 func holdTotals(t testing.TB, s *store) (release func()) {
 	t.Helper()
-	tx, err := s.reads.BeginTx(t.Context(), nil)
-	require.NoError(t, err)
-	_, err = tx.ExecContext(t.Context(), `SELECT FROM totals FOR UPDATE`)
-	require.NoError(t, err)
-	return func() { require.NoError(t, tx.Commit()) }
+	return holdLock(t, s, `SELECT FROM totals FOR UPDATE`)
 }
 
 // blocked counts the database's backends that wait for a lock.
@@ -279,15 +273,7 @@ func TestLateBatch(t *testing.T) {
 // Past the bound a visit is turned away at once, and nobody before it.
 func TestTooManyWait(t *testing.T) {
 	s := newStore(t)
-	log, _ := newLog(t)
-	m := newMetrics()
 	r := newTestRecorder(t, s)
-	web := httptest.NewServer((&server{
-		cfg: config{UserName: "n/a"}, store: s, recorder: r, metrics: m, log: log,
-		hasher: hasher{key: make([]byte, minVisitorKey)}, now: time.Now,
-	}).routes())
-	defer web.Close()
-
 	release := holdTotals(t, s)
 	waiting := hand(t, r, numbered(0))
 	underWay(t, r)
@@ -298,17 +284,7 @@ func TestTooManyWait(t *testing.T) {
 	waiting = append(waiting, hand(t, r, ids...)...)
 	_, err := r.record(numbered(1))
 	require.ErrorIs(t, err, errBusy)
-	response, err := http.Get(web.URL)
-	require.NoError(t, err)
-	body, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
-	response.Body.Close()
-	assert.Equal(t, http.StatusServiceUnavailable, response.StatusCode)
-	assert.NotEmpty(t, response.Header.Get("Retry-After"))
-	assert.Contains(t, string(body), "may not have been counted")
-	m.mu.Lock()
-	assert.EqualValues(t, 1, m.visits[unavailable])
-	m.mu.Unlock()
+	require.ErrorIs(t, err, errNotCounted)
 
 	release()
 	numbersOf(t, waiting)
@@ -383,8 +359,7 @@ func TestSomebodyElsesLock(t *testing.T) {
 func TestLostAnswer(t *testing.T) {
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
 	var total int64
@@ -405,8 +380,7 @@ func TestLostAnswer(t *testing.T) {
 func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
 	numbersOf(t, hand(t, r, numbered(1)))
@@ -428,8 +402,7 @@ func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
 func TestNumberOfAGivenUpBatch(t *testing.T) {
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
 	numbersOf(t, hand(t, r, numbered(1)))
@@ -494,15 +467,8 @@ func TestOldWritersGo(t *testing.T) {
 // on it for ever.
 func TestReadOnlyServerIsLeft(t *testing.T) {
 	s := newStore(t)
-	readOnly := func(value string) {
-		_, err := s.reads.ExecContext(t.Context(), `
-			DO $$ BEGIN
-				EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = `+value+`', current_database());
-			END $$`)
-		require.NoError(t, err)
-	}
 	s.reads.SetMaxIdleConns(1) // of before: it may write
-	readOnly("on")
+	alterDatabase(t, s, "default_transaction_read_only = on")
 	r := newTestRecorder(t, s)
 	v := hand(t, r, numbered(1))
 	eventually(t, "the server refuses", func() bool {
@@ -512,7 +478,7 @@ func TestReadOnlyServerIsLeft(t *testing.T) {
 	})
 	_, err := s.reads.ExecContext(t.Context(), `SET default_transaction_read_only = off`)
 	require.NoError(t, err)
-	readOnly("off")
+	alterDatabase(t, s, "default_transaction_read_only = off")
 	eventually(t, "counting again", func() bool { return isDone(v[0]) })
 	assert.Equal(t, []int64{1}, numbersOf(t, v))
 }
@@ -560,14 +526,9 @@ func TestCloseIsBounded(t *testing.T) {
 func TestInstancesDoNotDeadlock(t *testing.T) {
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	// Found at once, not after a second of waiting.
-	_, err = s.reads.ExecContext(t.Context(), `
-		DO $$ BEGIN
-			EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = ''1ms''', current_database());
-		END $$`)
-	require.NoError(t, err)
+	alterDatabase(t, s, "deadlock_timeout = 1")
 	const instances, rounds, perBatch, visitors = 3, 150, 60, 80
 	var wg sync.WaitGroup
 	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
@@ -607,8 +568,8 @@ func TestRetryable(t *testing.T) {
 		"connection refused":         {&net.OpError{Op: "dial", Err: errors.New("refused")}, true},
 		"connection broke":           {fmt.Errorf("commit batch: %w", io.ErrUnexpectedEOF), true},
 		"no connection":              {sql.ErrConnDone, true},
-		"time is over":               {fmt.Errorf("commit batch: %w", context.DeadlineExceeded), false},
-		"canceled":                   {context.Canceled, false},
+		"connect_timeout":            {&net.OpError{Op: "dial", Err: context.DeadlineExceeded}, true},
+		"refusal":                    {fmt.Errorf("migrate: %w", refuse("changed")), false},
 		"out of step":                {fmt.Errorf("commit batch: %w", errOutOfStep), false},
 		"connection_failure":         {pg("08006"), true},
 		"pgbouncer gave up":          {pg("08P01"), true},
@@ -647,8 +608,7 @@ func TestAgainstModel(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	cutter, through := newCutter(t, databaseURL)
 	log, _ := newLog(t)
 
@@ -753,4 +713,32 @@ func TestAgainstModel(t *testing.T) {
 	}
 	require.NoError(t, rows.Err())
 	require.Empty(t, days)
+}
+
+// A batch whose time is over before it was sent was certainly not counted, and
+// costs no writer: its number was never used.
+func TestExpiredBeforeItWasSent(t *testing.T) {
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	numbersOf(t, hand(t, r, numbered(1)))
+	r.mu.Lock()
+	v, err := r.join(numbered(1))
+	require.NoError(t, err)
+	v.deadline = time.Now().Add(-time.Millisecond)
+	r.mu.Unlock()
+	r.signal()
+	<-v.done
+	require.ErrorIs(t, v.err, errNotCounted)
+	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, numbered(1))))
+	assert.EqualValues(t, 1, queryInt(t, s.reads, `SELECT count(*) FROM writers`))
+	requireExactly(t, s, 2)
+}
+
+// A visit that finds no database in its time is not counted, and is told so.
+func TestVisitWithoutADatabase(t *testing.T) {
+	s := openTestStore(t, "postgres://nobody@127.0.0.1:1/nothing")
+	r := newTestRecorder(t, s)
+	_, err := r.record(numbered(1))
+	require.ErrorIs(t, err, errNotCounted)
+	assert.True(t, r.isFailing())
 }

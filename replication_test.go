@@ -53,8 +53,7 @@ func awaitReplication(t testing.TB, primary *store) {
 func TestFailover(t *testing.T) {
 	primary := newCluster(t)
 	p := openTestStore(t, primary.url("footfall"))
-	_, err := migrate(t.Context(), p.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, p)
 	standby := newStandby(t, primary)
 
 	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
@@ -111,8 +110,7 @@ func TestFailover(t *testing.T) {
 func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 	primary := newCluster(t)
 	s := openTestStore(t, primary.url("footfall"))
-	_, err := migrate(t.Context(), s.reads, ourMigrations())
-	require.NoError(t, err)
+	prepared(t, s)
 	standby := newStandby(t, primary)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -47,10 +48,16 @@ func TestSoakFaults(t *testing.T) {
 	require.NoError(t, err)
 	listen := ln.Addr().String()
 	require.NoError(t, ln.Close())
-	footfall := startInstance(t, through, listen)
+	begin := func() (*exec.Cmd, *running) {
+		cmd := command(t, nil, "DATABASE_URL", through, "LISTEN_ADDR", listen)
+		r := startProcess(t, cmd)
+		r.lines.drop()
+		return cmd, r
+	}
+	process, footfall := begin()
 	s := openTestStore(t, postgres.url("footfall"))
 	s.reads.SetMaxIdleConns(0) // none that a fault has broken
-	h := keptKey(t, s)
+	h := prepared(t, s)
 
 	l := newLedger()
 	var pause sync.RWMutex // held by the test while nobody may visit
@@ -112,9 +119,10 @@ func TestSoakFaults(t *testing.T) {
 			postgres.begin(t)
 		}},
 		{name: "footfall killed with -9, started again", left: 40, strike: func() {
-			footfall.kill(t)
+			require.NoError(t, process.Process.Kill())
+			<-footfall.ended
 			l.watch()
-			footfall = startInstance(t, through, listen)
+			process, footfall = begin()
 		}},
 	}
 	// check compares while nobody visits.

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"context"
 	"database/sql"
-	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,20 +20,6 @@ func someone(name string) visitorID {
 	var id visitorID
 	copy(id[:], name)
 	return id
-}
-
-// newRecorderOn records visits of a day that the test chooses.
-func newRecorderOn(t testing.TB, s *store, date *time.Time) *recorder {
-	t.Helper()
-	log, _ := newLog(t)
-	r := newRecorder(s, log, newMetrics())
-	r.now = func() time.Time { return *date }
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
-		defer cancel()
-		assert.NoError(t, r.close(ctx))
-	})
-	return r
 }
 
 // count records one visit and returns its number.
@@ -66,7 +51,8 @@ func TestCountOverDays(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	date := november(1)
-	r := newRecorderOn(t, s, &date)
+	r := newTestRecorder(t, s)
+	r.now = func() time.Time { return date }
 	for _, visits := range []struct {
 		on   time.Time
 		who  string
@@ -110,7 +96,8 @@ func TestCountBeyond32Bits(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	date := november(24)
-	r := newRecorderOn(t, s, &date)
+	r := newTestRecorder(t, s)
+	r.now = func() time.Time { return date }
 	count(t, r, "ada")
 	const many = 5_000_000_000
 	execute(t, s.reads, `UPDATE visitors SET visits = visits + $1`, int64(many))
@@ -148,7 +135,8 @@ func TestVerifyFindsTampering(t *testing.T) {
 			t.Parallel()
 			s := newStore(t)
 			date := november(23)
-			r := newRecorderOn(t, s, &date)
+			r := newTestRecorder(t, s)
+			r.now = func() time.Time { return date }
 			count(t, r, "ada")
 			count(t, r, "ada")
 			date = november(24)
@@ -181,7 +169,7 @@ func TestVisitorKey(t *testing.T) {
 	ours, other := []byte(strings.Repeat("k", 32)), []byte(strings.Repeat("x", 32))
 	t.Run("made once and kept", func(t *testing.T) {
 		t.Parallel()
-		s := newStore(t)
+		s := openTestStore(t, newDatabase(t))
 		first, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
 		assert.Len(t, first.key, minVisitorKey)
@@ -189,11 +177,11 @@ func TestVisitorKey(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, first, again)
 		_, err = prepareWith(t, s, ours)
-		require.EqualError(t, err, "VISITOR_KEY has the fingerprint "+hasher{ours}.fingerprint()+", but this database was counted with "+first.fingerprint()+": set the earlier key again, this one would count everyone anew")
+		require.EqualError(t, err, "VISITOR_KEY has the fingerprint "+hasher{ours}.fingerprint()+", but this database was counted with "+first.fingerprint()+": set the earlier key again, this one would count every visitor a second time")
 	})
 	t.Run("given", func(t *testing.T) {
 		t.Parallel()
-		s := newStore(t)
+		s := openTestStore(t, newDatabase(t))
 		h, err := prepareWith(t, s, ours)
 		require.NoError(t, err)
 		assert.Equal(t, ours, h.key)
@@ -204,11 +192,11 @@ func TestVisitorKey(t *testing.T) {
 		require.ErrorContains(t, err, "VISITOR_KEY has the fingerprint "+hasher{other}.fingerprint())
 		assert.NotContains(t, err.Error(), string(other))
 		_, err = prepareWith(t, s, nil)
-		require.EqualError(t, err, "VISITOR_KEY is not set, but this database was counted with one (fingerprint "+hasher{ours}.fingerprint()+"): set it again, any other would count everyone anew")
+		require.EqualError(t, err, "VISITOR_KEY is not set, but this database was counted with one (fingerprint "+hasher{ours}.fingerprint()+"): set it again, any other would count every visitor a second time")
 	})
 	t.Run("damaged", func(t *testing.T) {
 		t.Parallel()
-		s := newStore(t)
+		s := openTestStore(t, newDatabase(t))
 		_, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
 		execute(t, s.reads, `UPDATE settings SET value = 'zz' WHERE name = $1`, settingKey)
@@ -220,20 +208,17 @@ func TestVisitorKey(t *testing.T) {
 	})
 }
 
-func prepareWith(t testing.TB, s *store, key []byte) (hasher, error) {
-	return prepare(t.Context(), s.reads, ourMigrations(), key, slog.New(slog.DiscardHandler))
-}
-
 // No table holds an address, or anything that it could be found by with the
 // key alone in the database: what is kept of a visitor is 16 bytes.
 func TestNoAddressIsStored(t *testing.T) {
 	t.Parallel()
-	s := newStore(t)
+	s := openTestStore(t, newDatabase(t))
 	h, err := prepareWith(t, s, []byte(strings.Repeat("k", 32)))
 	require.NoError(t, err)
 	date := november(24)
-	r := newRecorderOn(t, s, &date)
-	addr, ok := parseForwarded("198.51.100.7")
+	r := newTestRecorder(t, s)
+	r.now = func() time.Time { return date }
+	addr, ok := parseAddr("198.51.100.7")
 	require.True(t, ok)
 	_, err = r.record(h.visitor(addr))
 	require.NoError(t, err)
@@ -252,17 +237,54 @@ func TestReadsSurviveBrokenConnections(t *testing.T) {
 	t.Parallel()
 	c, through := newCutter(t, newDatabase(t))
 	s := openTestStore(t, through)
-	_, err := prepare(t.Context(), s.reads, ourMigrations(), nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
+	prepared(t, s)
 	for _, how := range []cut{cutRequest, cutAfter, cutAnswer} {
 		c.arm(how)
 		_, _, err := s.look(t.Context(), utcDay(november(24)), nil)
 		require.NoError(t, err)
 		require.True(t, c.done())
 		c.arm(how)
-		version, err := s.schemaVersion(t.Context())
+		now, err := s.state(t.Context())
 		require.NoError(t, err)
-		require.Equal(t, len(ourMigrations()), version)
+		require.Equal(t, state{schema: len(ourMigrations())}, now)
 		require.True(t, c.done())
 	}
+}
+
+// A connection ends even if it is always busy: it could be to a server that was
+// demoted.
+func TestConnectionsEnd(t *testing.T) {
+	t.Parallel()
+	s := openStoreWith(connConfig(t, newDatabase(t)), 50*time.Millisecond)
+	defer s.close()
+	for name, db := range map[string]*sql.DB{"reads": s.reads, "batches": s.batches, "probes": s.probes} {
+		pid := func() int64 { return queryInt(t, db, `SELECT pg_backend_pid()`) }
+		first := pid()
+		eventually(t, name+" use another connection", func() bool { return pid() != first })
+	}
+	assert.Positive(t, connLifetime)
+}
+
+// A database whose default is a stricter isolation level changes nothing:
+// batches that meet on a row wait, and none has to be sent again.
+func TestIsolationOfTheDatabase(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	prepared(t, s)
+	alterDatabase(t, s, `default_transaction_isolation = "repeatable read"`)
+	var wg sync.WaitGroup
+	const instances, visits = 4, 100
+	for range instances {
+		r := newTestRecorder(t, openTestStore(t, databaseURL))
+		wg.Go(func() {
+			for range visits {
+				count(t, r, "ada")
+			}
+			r.metrics.mu.Lock()
+			defer r.metrics.mu.Unlock()
+			assert.Zero(t, r.metrics.batches["retried"])
+		})
+	}
+	wg.Wait()
+	requireExactly(t, s, instances*visits)
 }

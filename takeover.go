@@ -4,7 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"log/slog"
+	"maps"
 	"slices"
 	"time"
 )
@@ -12,120 +12,103 @@ import (
 // settingTakeover holds the time and the numbers of the import, once it was done.
 const settingTakeover = "flask_import"
 
-// takeoverChunk is how many rows are read and written at a time.
-const takeoverChunk = 10_000
+// imported is the report of an import.
+type imported struct {
+	rows, visitors, visits int64
+	skipped, skippedVisits int64 // rows without an address, and their visits
+	took                   time.Duration
+}
 
-// takeOver imports the visitors of the Flask application that this program
-// replaces, from its table visitor(id, ip, visits), if the database has it and
-// they were not imported before. A table visitor with other columns is not its.
-// It all happens in tx: an import that is cut off leaves nothing, and none
-// happens twice. The old table stays as it is.
-func takeOver(ctx context.Context, tx *sql.Tx, h hasher, log *slog.Logger) error {
-	var found bool
-	if err := tx.QueryRowContext(ctx, `
+// takeoverPending reports whether the database has the table of the Flask
+// application that this program replaces, visitor(id, ip, visits), and it was
+// not imported yet. A table visitor with other columns is not its.
+func takeoverPending(ctx context.Context, q queryer) (pending bool, err error) {
+	err = q.QueryRowContext(ctx, `
 		SELECT to_regclass('alembic_version') IS NOT NULL
 			AND 2 = (
 				SELECT count(*)
 				FROM pg_attribute
 				WHERE attrelid = to_regclass('visitor') AND attname IN ('ip', 'visits')
 			)
-			AND NOT EXISTS (SELECT FROM settings WHERE name = $1)`, settingTakeover).Scan(&found); err != nil {
-		return fmt.Errorf("look for the original's table: %w", err)
+			AND NOT EXISTS (SELECT FROM settings WHERE name = $1)`, settingTakeover).Scan(&pending)
+	if err != nil {
+		return false, fmt.Errorf("look for the original's table: %w", err)
 	}
-	if !found {
-		return nil
+	return pending, nil
+}
+
+// takeOver imports the original's visitors if that is pending; else the report
+// is nil. It all happens in tx: an import that is cut off leaves nothing, and
+// none happens twice. The old table stays as it is.
+func takeOver(ctx context.Context, tx *sql.Tx, h hasher) (*imported, error) {
+	pending, err := takeoverPending(ctx, tx)
+	if err != nil || !pending {
+		return nil, err
 	}
 	start := time.Now()
-	if _, err := tx.ExecContext(ctx, `
-		DECLARE original NO SCROLL CURSOR FOR
-		SELECT COALESCE(ip, ''), GREATEST(COALESCE(visits, 0), 0)
-		FROM visitor`); err != nil {
-		return fmt.Errorf("import visitors: %w", err)
+	report, visits, err := readOriginal(ctx, tx, h)
+	if err != nil {
+		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	var rows, skipped, skippedVisits, visits, visitors int64
-	for {
-		chunk, err := fetchOriginal(ctx, tx)
+	ids := slices.SortedFunc(maps.Keys(visits), compareIDs) // the order in which batches lock rows
+	for chunk := range slices.Chunk(ids, 10_000) {          // keeps a statement's arguments small
+		added, err := insertImported(ctx, tx, chunk, visits)
 		if err != nil {
-			return fmt.Errorf("import visitors: %w", err)
+			return nil, fmt.Errorf("import visitors: %w", err)
 		}
-		if len(chunk) == 0 {
-			break
-		}
-		sums := map[visitorID]int64{}
-		for _, o := range chunk {
-			rows++
-			addr, ok := parseForwarded(o.ip)
-			if !ok {
-				skipped++
-				skippedVisits += o.visits
-				continue
-			}
-			sums[h.visitor(addr)] += o.visits
-			visits += o.visits
-		}
-		added, err := importVisitors(ctx, tx, sums)
-		if err != nil {
-			return fmt.Errorf("import visitors: %w", err)
-		}
-		visitors += added
-		if rows%(10*takeoverChunk) == 0 {
-			log.Info("importing visitors", "rows", rows)
-		}
+		report.visitors += added
 	}
 	if _, err := tx.ExecContext(ctx, `
 		UPDATE totals SET
 			visits            = visits + $1,
 			visitors          = visitors + $2,
 			imported_visits   = imported_visits + $1,
-			imported_visitors = imported_visitors + $2`, visits, visitors); err != nil {
-		return fmt.Errorf("import visitors: %w", err)
+			imported_visitors = imported_visitors + $2`, report.visits, report.visitors); err != nil {
+		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	report := fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d", start.UTC().Format(time.RFC3339), rows, visitors, visits, skipped)
-	if err := writeSetting(ctx, tx, settingTakeover, report); err != nil {
-		return err
-	}
-	log.Info("imported visitors of the original", "rows", rows, "visitors", visitors, "visits", visits, "ms", time.Since(start).Milliseconds())
-	if skipped > 0 {
-		log.Warn("rows without an address were not imported", "rows", skipped, "visits", skippedVisits)
-	}
-	return nil
+	report.took = time.Since(start)
+	return report, writeSetting(ctx, tx, settingTakeover, fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d",
+		start.UTC().Format(time.RFC3339), report.rows, report.visitors, report.visits, report.skipped))
 }
 
-// original is one row of the Flask application's table.
-type original struct {
-	ip     string
-	visits int64
-}
-
-// fetchOriginal reads the next rows of the cursor; none at its end.
-func fetchOriginal(ctx context.Context, tx *sql.Tx) ([]original, error) {
-	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`FETCH %d FROM original`, takeoverChunk))
+// readOriginal returns the visits of each visitor in the original's table.
+// Several of its rows may be one visitor.
+func readOriginal(ctx context.Context, tx *sql.Tx, h hasher) (*imported, map[visitorID]int64, error) {
+	rows, err := tx.QueryContext(ctx, `
+		SELECT COALESCE(ip, ''), GREATEST(COALESCE(visits, 0), 0)
+		FROM visitor`)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer rows.Close()
-	var chunk []original
+	var report imported
+	sums := map[visitorID]int64{}
 	for rows.Next() {
-		var o original
-		if err := rows.Scan(&o.ip, &o.visits); err != nil {
-			return nil, err
+		var ip string
+		var visits int64
+		if err := rows.Scan(&ip, &visits); err != nil {
+			return nil, nil, err
 		}
-		chunk = append(chunk, o)
+		report.rows++
+		addr, ok := parseAddr(ip)
+		if !ok {
+			report.skipped++
+			report.skippedVisits += visits
+			continue
+		}
+		sums[h.visitor(addr)] += visits
+		report.visits += visits
 	}
-	return chunk, rows.Err()
+	return &report, sums, rows.Err()
 }
 
-// importVisitors adds visits that belong to no day, and returns how many of
-// the visitors were new.
-func importVisitors(ctx context.Context, tx *sql.Tx, sums map[visitorID]int64) (added int64, err error) {
-	ids := make([][]byte, 0, len(sums))
-	for id := range sums {
-		ids = append(ids, id[:])
-	}
-	slices.SortFunc(ids, slices.Compare) // the order in which batches lock rows
-	visits := make([]int64, len(ids))
-	for i, id := range ids {
-		visits[i] = sums[visitorID(id)]
+// insertImported adds visits that belong to no day, and returns how many of the
+// visitors are new: footfall may have counted some of them already.
+func insertImported(ctx context.Context, tx *sql.Tx, visitors []visitorID, visits map[visitorID]int64) (added int64, err error) {
+	ids := make([][]byte, len(visitors))
+	sums := make([]int64, len(visitors))
+	for i, id := range visitors {
+		ids[i], sums[i] = id[:], visits[id]
 	}
 	// A row that the statement inserted has no earlier version: xmax is 0.
 	err = tx.QueryRowContext(ctx, `
@@ -138,6 +121,6 @@ func importVisitors(ctx context.Context, tx *sql.Tx, sums map[visitorID]int64) (
 			RETURNING xmax = 0 AS inserted
 		)
 		SELECT count(*) FILTER (WHERE inserted)
-		FROM imported`, ids, visits).Scan(&added)
+		FROM imported`, ids, sums).Scan(&added)
 	return added, err
 }

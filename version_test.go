@@ -1,17 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/json"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -43,53 +39,20 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 	assert.Contains(t, string(said), "footfall "+want+" ")
 	assert.Contains(t, string(said), "(build 42, commit "+commit)
 
-	served := exec.CommandContext(t.Context(), binary)
-	served.Env = append(os.Environ(), "DATABASE_URL="+newDatabase(t), "LISTEN_ADDR=127.0.0.1:0", "LOG_FORMAT=json")
-	out, err := served.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, served.Start())
-	defer func() {
-		assert.NoError(t, served.Process.Signal(syscall.SIGTERM))
-		assert.NoError(t, served.Wait())
-	}()
-	address := listeningAddress(t, out)
-
+	cmd := exec.CommandContext(t.Context(), binary)
+	cmd.Env = append(os.Environ(), "DATABASE_URL="+newDatabase(t), "LISTEN_ADDR=127.0.0.1:0", "LOG_FORMAT=json")
+	r := startProcess(t, cmd)
 	var answer map[string]string
-	require.NoError(t, json.Unmarshal([]byte(get(t, address+"/version")), &answer))
+	_, body := r.get(t, "/version")
+	require.NoError(t, json.Unmarshal([]byte(body), &answer))
 	assert.Equal(t, want, answer["version"])
 	assert.Equal(t, "42", answer["build"])
 	assert.Equal(t, commit, answer["commit"])
 	assert.Equal(t, built, answer["built"])
-	assert.Contains(t, get(t, address+"/metrics"), `footfall_build_info{version="`+want+`"`)
-	page := regexp.MustCompile(`<[^>]*>`).ReplaceAllString(get(t, address+"/"), "")
-	assert.Regexp(t, `\bfootfall `+regexp.QuoteMeta(want)+`\b`, page)
-}
-
-// listeningAddress reads the program's log up to the line that says where it
-// listens, and lets the rest pass.
-func listeningAddress(t *testing.T, log io.Reader) string {
-	t.Helper()
-	lines := bufio.NewScanner(log)
-	for lines.Scan() {
-		var line struct{ Msg, Addr string }
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "listening" {
-			go io.Copy(io.Discard, log)
-			return "http://" + line.Addr
-		}
-	}
-	require.Fail(t, "the program ended before it listened")
-	return ""
-}
-
-func get(t *testing.T, url string) string {
-	t.Helper()
-	resp, err := http.Get(url)
-	require.NoError(t, err)
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	require.NoError(t, err)
-	require.Equal(t, http.StatusOK, resp.StatusCode, string(body))
-	return string(body)
+	_, body = r.get(t, "/metrics")
+	assert.Contains(t, body, `footfall_build_info{version="`+want+`"`)
+	_, body = r.get(t, "/")
+	assert.Regexp(t, `\bfootfall `+regexp.QuoteMeta(want)+`\b`, pageText(body))
 }
 
 // TestBuildIsReproducible builds one commit in two folders: neither the folder

@@ -73,7 +73,7 @@ func clientAddr(r *http.Request, trusted []netip.Prefix) (netip.Addr, source) {
 		if more = comma >= 0; more {
 			rest, entry = rest[:comma], rest[comma+1:]
 		}
-		addr, ok := parseForwarded(entry)
+		addr, ok := parseAddr(entry)
 		if !ok {
 			break
 		}
@@ -85,17 +85,17 @@ func clientAddr(r *http.Request, trusted []netip.Prefix) (netip.Addr, source) {
 	return client, from
 }
 
-// parseForwarded reads one entry of X-Forwarded-For: an address, with or
+// parseAddr reads an address as proxies and old tables write it: with or
 // without brackets, port or zone.
-func parseForwarded(entry string) (netip.Addr, bool) {
-	entry = strings.TrimSpace(entry)
-	if ap, err := netip.ParseAddrPort(entry); err == nil {
+func parseAddr(s string) (netip.Addr, bool) {
+	s = strings.TrimSpace(s)
+	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return normal(ap.Addr()), true
 	}
-	if strings.HasPrefix(entry, "[") && strings.HasSuffix(entry, "]") {
-		entry = entry[1 : len(entry)-1]
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		s = s[1 : len(s)-1]
 	}
-	if addr, err := netip.ParseAddr(entry); err == nil {
+	if addr, err := netip.ParseAddr(s); err == nil {
 		return normal(addr), true
 	}
 	return netip.Addr{}, false
@@ -132,7 +132,8 @@ const (
 	isPrefetch  result = "prefetch"    // the browser fetched ahead, nobody looks yet
 	isHead      result = "head"        // HEAD asks for no page
 	noAddress   result = "no_address"  // the proxy did not say who the client is
-	unavailable result = "unavailable" // the database did not confirm in time
+	unavailable result = "unavailable" // not counted: the database could not be asked
+	unconfirmed result = "unconfirmed" // counted or not: the database did not answer in time
 )
 
 // botWords are what automats call themselves by. A word too many turns people

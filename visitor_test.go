@@ -123,9 +123,9 @@ func TestVisitor(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			a, ok := parseForwarded(tt.a)
+			a, ok := parseAddr(tt.a)
 			require.True(t, ok)
-			b, ok := parseForwarded(tt.b)
+			b, ok := parseAddr(tt.b)
 			require.True(t, ok)
 			assert.Equal(t, tt.same, h.visitor(a) == h.visitor(b))
 		})
@@ -216,14 +216,14 @@ func FuzzClientAddr(f *testing.F) {
 		require.True(t, addr.IsValid())
 
 		for entry := range strings.SplitSeq(claim, ",") {
-			addr, ok := parseForwarded(entry)
+			addr, ok := parseAddr(entry)
 			require.Equal(t, ok, addr.IsValid())
 			if !ok {
 				continue
 			}
 			assert.Empty(t, addr.Zone())
 			assert.False(t, addr.Is4In6())
-			again, ok := parseForwarded(addr.String())
+			again, ok := parseAddr(addr.String())
 			assert.True(t, ok)
 			assert.Equal(t, addr, again)
 		}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func newLogger(cfg config, out io.Writer) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(out, options))
+	}
+	return slog.New(slog.NewJSONHandler(out, options))
+}
+
+// serve runs the service until ctx is done and everything in flight is
+// finished. It answers from the start; visits are counted once the database is
+// prepared.
+func serve(ctx context.Context, cfg config, out io.Writer) error {
+	s := newServer(cfg, newLogger(cfg, out))
+	defer s.store.close()
+	// Before all else: an address in use is an error at once.
+	ln, err := listen(ctx, cfg.ListenAddr)
+	if err != nil {
+		return err
+	}
+	// Every read and write has an end: a client that dawdles loses its connection.
+	hs := &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    12 << 10, // net/http adds 4 KiB: 16 KiB in all, then 431
+		ErrorLog:          log.New(serverLog{s.log}, "", 0),
+	}
+	defer hs.Close() // where stop is not reached
+	failed := make(chan error, 2)
+	go func() { failed <- fmt.Errorf("serve: %w", hs.Serve(ln)) }()
+	s.log.Info("listening", "addr", ln.Addr().String(), "version", s.build.Version, "commit", s.build.Commit)
+	preparing, cancel := context.WithCancel(ctx)
+	prepared := make(chan struct{})
+	go func() {
+		defer close(prepared)
+		if err := s.prepare(preparing); err != nil {
+			failed <- err
+		}
+	}()
+	defer func() { cancel(); <-prepared }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	<-prepared
+	return s.stop(ctx, hs)
+}
+
+// prepare makes the server count once the database is prepared. What may get
+// better by itself is tried again until ctx is done; the rest is the error.
+func (s *server) prepare(ctx context.Context) error {
+	start := time.Now()
+	said := ""
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		h, err := prepare(ctx, s.store.reads, s.cfg.VisitorKey, s.log)
+		switch {
+		case err == nil:
+			s.counter.Store(&counter{h, newRecorder(s.store, s.log, s.metrics)})
+			s.log.Info("ready", "ms", time.Since(start).Milliseconds())
+			return nil
+		case ctx.Err() != nil:
+			return nil
+		case !retryable(err):
+			return err
+		}
+		if text := explainConnect(err).Error(); text != said {
+			s.log.Warn("not ready yet", "err", text)
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// prepare brings the database to where counting can begin: migrated, with its
+// visitor key, and with the visitors of the original imported. Where nothing
+// of that is pending it takes no lock and writes nothing.
+func prepare(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (hasher, error) {
+	ms := ourMigrations()
+	done, err := appliedMigrations(ctx, db)
+	if err == nil {
+		err = compareMigrations(ms, done)
+	}
+	if err != nil {
+		return hasher{}, fmt.Errorf("migrate: %w", err)
+	}
+	if n := len(done) - len(ms); n > 0 {
+		log.Warn("the database is newer than this program", "unknown_migrations", n)
+	}
+	if len(done) >= len(ms) {
+		h, found, err := findKey(ctx, db, key)
+		if err != nil {
+			return hasher{}, err
+		}
+		pending, err := takeoverPending(ctx, db)
+		if err != nil || found && !pending {
+			return h, err
+		}
+	}
+	var (
+		h      hasher
+		ran    []migrationRun
+		report *imported
+	)
+	err = underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
+		if ran, err = migrate(ctx, tx, ms); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		var found bool
+		if h, found, err = findKey(ctx, tx, key); err == nil && !found {
+			h, err = makeKey(ctx, tx, key)
+		}
+		if err != nil {
+			return err
+		}
+		report, err = takeOver(ctx, tx, h)
+		return err
+	})
+	if err != nil {
+		return hasher{}, err
+	}
+	for _, m := range ran {
+		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
+	}
+	if report != nil {
+		log.Info("imported visitors of the original", "rows", report.rows, "visitors", report.visitors, "visits", report.visits, "ms", report.took.Milliseconds())
+		if report.skipped > 0 {
+			log.Warn("rows without an address were not imported", "rows", report.skipped, "visits", report.skippedVisits)
+		}
+	}
+	return h, nil
+}
+
+// stop ends the service in the order that loses nothing: not ready, serving on
+// for the delay, no new connections, requests in flight, the recorder.
+func (s *server) stop(ctx context.Context, hs *http.Server) error {
+	s.draining.Store(true)
+	s.log.Info("shutting down", "cause", context.Cause(ctx).Error(), "delay_ms", s.cfg.ShutdownDelay.Milliseconds())
+	background := context.WithoutCancel(ctx)
+	<-time.After(s.cfg.ShutdownDelay)
+	stopCtx, cancel := context.WithTimeout(background, s.cfg.ShutdownTimeout)
+	defer cancel()
+	err := hs.Shutdown(stopCtx)
+	if err != nil {
+		err = fmt.Errorf("requests still in flight after %s: %w", s.cfg.ShutdownTimeout, err)
+	}
+	if c := s.counter.Load(); c != nil {
+		closeCtx, cancel := context.WithTimeout(background, 2*visitTimeout) // a batch ends within one
+		defer cancel()
+		if closeErr := c.recorder.close(closeCtx); closeErr != nil {
+			// Nothing is lost: another process removes the row after a day.
+			s.log.Warn("recorder not closed", "err", closeErr)
+		}
+	}
+	if err == nil {
+		s.log.Info("stopped")
+	}
+	return err
+}
+
+// serverLog takes net/http's own messages. Nearly all hold a client's address:
+// of these it keeps only that there was one.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	// Such as "accept4: too many open files"; the address in it is our own.
+	if cause, ok := strings.CutPrefix(string(line), "http: Accept error: "); ok {
+		l.log.Warn("connection not accepted", "err", strings.TrimSpace(cause))
+	} else {
+		l.log.Debug("connection failed")
+	}
+	return len(line), nil
+}
+
+// listen opens addr, host:port or unix:/path.
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var ln net.Listener
+	var err error
+	if path, isUnix := strings.CutPrefix(addr, "unix:"); isUnix {
+		ln, err = listenUnix(ctx, path)
+	} else {
+		ln, err = new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		err = errors.New("another program listens there; stop it or set LISTEN_ADDR")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %q: %w", addr, err)
+	}
+	return ln, nil
+}
+
+// listenUnix replaces a socket that a dead process left behind. The new one is
+// writable for its group, which is how nginx may connect.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	// One starter at a time: two could remove each other's socket. The lock on
+	// the folder ends with this function or the process.
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
+	}
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, errors.New("there is a file that is no socket; remove it or set LISTEN_ADDR")
+		}
+		conn, err := net.Dial("unix", path)
+		switch {
+		case err == nil:
+			conn.Close()
+			return nil, syscall.EADDRINUSE
+		case errors.Is(err, syscall.EAGAIN): // its queue is full (connect(2))
+			return nil, syscall.EADDRINUSE
+		case !errors.Is(err, syscall.ECONNREFUSED): // that is how a socket without a process answers
+			return nil, fmt.Errorf("find out whether a program listens there: %w", err)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove the stale socket: %w", err)
+		}
+	}
+	ln, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
