@@ -21,6 +21,7 @@ type cutter struct {
 
 	mu    sync.Mutex
 	armed cut
+	held  bool // no answer is passed on
 	cuts  int
 	onCut func()                // nil: nobody wants to know
 	conns map[net.Conn]net.Conn // from the program; to the database
@@ -75,7 +76,21 @@ func (c *cutter) arm(how cut) {
 	c.armed = how
 }
 
-// done tells whether the armed cut was made.
+// hold has every answer withheld from now on, while requests pass: the program
+// learns nothing more of its database.
+func (c *cutter) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = true
+}
+
+func (c *cutter) isHeld() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held
+}
+
+// done reports whether the armed cut was made.
 func (c *cutter) done() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -147,7 +162,7 @@ func (c *cutter) pass(client, server net.Conn) {
 				return
 			default:
 			}
-			if n > 0 {
+			if n > 0 && !c.isHeld() {
 				if _, werr := client.Write(buf[:n]); werr != nil {
 					return
 				}

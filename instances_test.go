@@ -195,3 +195,35 @@ func TestInstancesShareADatabase(t *testing.T) {
 	scan(t, s, &writers, `SELECT count(*) FROM writers`)
 	assert.Zero(t, writers)
 }
+
+// A limit, not a promise: a proxy that repeats a GET on another instance, as the
+// first one died between the commit and its answer, makes a second visit.
+func TestRepeatedRequestIsASecondVisit(t *testing.T) {
+	t.Parallel()
+	databaseURL := newDatabase(t)
+	cutter, through := newCutter(t, databaseURL)
+	dying := command(t, nil, "DATABASE_URL", through, "LISTEN_ADDR", "127.0.0.1:0")
+	first := startProcess(t, dying)
+	second := startProcess(t, command(t, nil, "DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0"))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for want := range int64(2) { // until the statements of a batch are prepared
+		number, err := visitPage(client, first.url(), 1)
+		require.NoError(t, err)
+		require.Equal(t, want+1, number)
+	}
+
+	cutter.hold()
+	unanswered := make(chan error, 1)
+	go func() {
+		_, err := visitPage(client, first.url(), 1)
+		unanswered <- err
+	}()
+	s := openTestStore(t, databaseURL)
+	eventually(t, "the visit is committed", func() bool { return queryInt(t, s.reads, `SELECT visits FROM totals`) == 3 })
+	require.NoError(t, dying.Process.Kill())
+	require.Error(t, <-unanswered)
+	number, err := visitPage(client, second.url(), 1)
+	require.NoError(t, err)
+	assert.EqualValues(t, 4, number, "the repetition of visit 3")
+	requireExactly(t, s, 4)
+}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -600,8 +602,89 @@ func TestRetryable(t *testing.T) {
 	}
 }
 
-// Random visits in random batches over random days, with random faults: each
-// number that is given out, and in the end every row, is what a map says.
+// model is what a map says of the count: every row of visitors, days and totals.
+type model struct {
+	visitors map[visitorID]*modelVisitor
+	days     map[time.Time]*day
+	visits   int64
+}
+
+type modelVisitor struct {
+	visits int64
+	days   map[time.Time]bool // on which they were seen
+	first  time.Time          // the day of the batch that came first
+}
+
+// count adds one visit, and returns its number when no other is on its way.
+func (m *model) count(id visitorID, date time.Time) int64 {
+	v := m.visitors[id]
+	if v == nil {
+		v = &modelVisitor{days: map[time.Time]bool{}, first: date}
+		m.visitors[id] = v
+	}
+	d := m.days[date]
+	if d == nil {
+		d = &day{date: date}
+		m.days[date] = d
+	}
+	if v.visits == 0 {
+		d.newVisitors++
+	}
+	if !v.days[date] {
+		v.days[date] = true
+		d.visitors++
+	}
+	v.visits++
+	d.visits++
+	m.visits++
+	return v.visits
+}
+
+// requireEqual compares every row of the database with the model.
+func (m *model) requireEqual(t testing.TB, s *store) {
+	t.Helper()
+	var visits, visitors int64
+	require.NoError(t, s.reads.QueryRowContext(t.Context(), `SELECT visits, visitors FROM totals`).Scan(&visits, &visitors))
+	require.Equal(t, [2]int64{m.visits, int64(len(m.visitors))}, [2]int64{visits, visitors}, "totals")
+
+	rows, err := s.reads.QueryContext(t.Context(), `SELECT day, visits, visitors, new_visitors FROM days`)
+	require.NoError(t, err)
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var d day
+		require.NoError(t, rows.Scan(&d.date, &d.visits, &d.visitors, &d.newVisitors))
+		d.date = d.date.UTC()
+		require.Contains(t, m.days, d.date)
+		require.Equal(t, *m.days[d.date], d)
+	}
+	require.NoError(t, rows.Err())
+	require.Len(t, m.days, n, "days")
+
+	rows, err = s.reads.QueryContext(t.Context(), `SELECT id, visits, first_seen, last_seen, seen_day_before FROM visitors`)
+	require.NoError(t, err)
+	defer rows.Close()
+	for n = 0; rows.Next(); n++ {
+		var id []byte
+		var visits int64
+		var first, last time.Time
+		var before bool
+		require.NoError(t, rows.Scan(&id, &visits, &first, &last, &before))
+		want := m.visitors[visitorID(id)]
+		require.NotNil(t, want)
+		newest := slices.MaxFunc(slices.Collect(maps.Keys(want.days)), time.Time.Compare)
+		require.Equal(t, []any{want.visits, want.first, newest, want.days[newest.AddDate(0, 0, -1)]},
+			[]any{visits, first.UTC(), last.UTC(), before})
+	}
+	require.NoError(t, rows.Err())
+	require.Len(t, m.visitors, n, "visitors")
+}
+
+// Several instances count at once while connections are cut, backends are
+// terminated and processes are replaced: the numbers of a visitor are 1, 2, 3,
+// each given once, and in the end every row is what the model says. All visits
+// of a round are of one day, so that their order does not matter to the model;
+// the day may be the one before the newest, as behind a clock that is late.
 func TestAgainstModel(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -609,110 +692,79 @@ func TestAgainstModel(t *testing.T) {
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
-	cutter, through := newCutter(t, databaseURL)
-	log, _ := newLog(t)
-
-	type key struct {
-		id  visitorID
-		day time.Time
+	newest := time.Date(2026, 2, 27, 0, 0, 0, 0, time.UTC)
+	now := newest
+	type instance struct {
+		*recorder
+		cutter *cutter
+		url    string // through the cutter
 	}
-	var (
-		visits = map[visitorID]int64{}
-		seen   = map[key]bool{}
-		days   = map[time.Time]*day{}
-		newest = time.Date(2026, 2, 27, 0, 0, 0, 0, time.UTC)
-		now    = newest
-	)
-	start := func() *recorder {
-		r := newRecorder(openTestStore(t, through), log, newMetrics())
-		r.now = func() time.Time { return now }
-		return r
+	var instances [3]instance
+	start := func(i *instance) {
+		i.recorder = newTestRecorder(t, openTestStore(t, i.url))
+		i.recorder.now = func() time.Time { return now }
 	}
-	r := start()
-	type expected struct {
-		visit
-		number, visits, visitors int64
+	for i := range instances {
+		instances[i].cutter, instances[i].url = newCutter(t, databaseURL)
+		start(&instances[i])
 	}
-	var pending []expected
-	var total int64
-	for range 400 {
-		switch random.IntN(12) {
-		case 0: // time goes on
+	m := &model{visitors: map[visitorID]*modelVisitor{}, days: map[time.Time]*day{}}
+	given := map[visitorID]map[int64]bool{}
+	for range 150 {
+		if random.IntN(4) == 0 {
 			newest = newest.AddDate(0, 0, 1+random.IntN(2))
-			now = newest
-		case 1: // the clock of another instance
-			now = newest.AddDate(0, 0, -random.IntN(2))
-		case 2, 3, 4:
-			cutter.arm([]cut{cutRequest, cutAfter, cutAnswer}[random.IntN(3)])
-		case 5:
-			_, err := postgres.admin.ExecContext(t.Context(), `
-				SELECT pg_terminate_backend(pid)
-				FROM pg_stat_activity
-				WHERE datname = $1 AND query LIKE '%writer AS%'`, connConfig(t, databaseURL).Database)
-			require.NoError(t, err)
-		case 6: // a new process
-			closeRecorder(t, r)
-			r = start()
 		}
-		ids := make([]visitorID, 1+random.IntN(20))
-		for i := range ids {
-			ids[i] = numbered(random.IntN(60))
+		now = newest.AddDate(0, 0, -random.IntN(2))
+		type handed struct {
+			visit
+			id visitorID
 		}
-		handed := hand(t, r, ids...)
-		for i, v := range handed {
-			id := ids[i]
-			date := utcDay(now)
-			d := days[date]
-			if d == nil {
-				d = &day{date: date}
-				days[date] = d
+		var round []handed
+		for range 6 {
+			i := &instances[random.IntN(len(instances))]
+			switch random.IntN(8) {
+			case 0, 1, 2:
+				i.cutter.arm([]cut{cutRequest, cutAfter, cutAnswer}[random.IntN(3)])
+			case 3:
+				_, err := postgres.admin.ExecContext(t.Context(), `
+					SELECT pg_terminate_backend(pid)
+					FROM pg_stat_activity
+					WHERE datname = $1 AND query LIKE '%writer AS%'`, connConfig(t, databaseURL).Database)
+				require.NoError(t, err)
+			case 4: // a new process
+				closeRecorder(t, i.recorder)
+				start(i)
 			}
-			if visits[id] == 0 {
-				d.newVisitors++
+			ids := make([]visitorID, 1+random.IntN(20))
+			for j := range ids {
+				ids[j] = numbered(random.IntN(60))
 			}
-			if !seen[key{id, date}] {
-				seen[key{id, date}] = true
-				d.visitors++
+			for j, v := range hand(t, i.recorder, ids...) {
+				round = append(round, handed{v, ids[j]})
 			}
-			visits[id]++
-			d.visits++
-			total++
-			pending = append(pending, expected{v, visits[id], total, int64(len(visits))})
 		}
-		if random.IntN(3) == 0 { // else the next visits join a batch that waits
-			for _, e := range pending {
-				<-e.done
-				require.NoError(t, e.err)
-				require.Equal(t, e.number, e.visit.number())
+		for _, v := range round {
+			<-v.done
+			require.NoError(t, v.err)
+			m.count(v.id, utcDay(now))
+			if given[v.id] == nil {
+				given[v.id] = map[int64]bool{}
 			}
-			last := pending[len(pending)-1]
-			require.Equal(t, [2]int64{last.visits, last.visitors}, [2]int64{last.receipt.visits, last.receipt.visitors})
-			pending = nil
+			require.False(t, given[v.id][v.number()], "number %d was given twice", v.number())
+			given[v.id][v.number()] = true
+		}
+		for _, v := range round {
+			require.Len(t, given[v.id], int(m.visitors[v.id].visits))
+			require.True(t, given[v.id][m.visitors[v.id].visits], "the numbers have no gap")
 		}
 	}
-	closeRecorder(t, r)
-	for _, e := range pending {
-		require.Equal(t, e.number, e.visit.number())
+	cuts := 0
+	for _, i := range instances {
+		cuts += i.cutter.cuts
 	}
-	require.NotZero(t, cutter.cuts)
-
-	requireExactly(t, s, total)
-	for id, want := range visits {
-		require.Equal(t, want, visitsOf(t, s, id))
-	}
-	rows, err := s.reads.QueryContext(t.Context(), `SELECT day, visits, visitors, new_visitors FROM days`)
-	require.NoError(t, err)
-	defer rows.Close()
-	for rows.Next() {
-		var d day
-		require.NoError(t, rows.Scan(&d.date, &d.visits, &d.visitors, &d.newVisitors))
-		d.date = d.date.UTC()
-		require.Contains(t, days, d.date)
-		require.Equal(t, *days[d.date], d)
-		delete(days, d.date)
-	}
-	require.NoError(t, rows.Err())
-	require.Empty(t, days)
+	require.NotZero(t, cuts)
+	m.requireEqual(t, s)
+	requireVerified(t, s)
 }
 
 // A batch whose time is over before it was sent was certainly not counted, and

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -13,8 +14,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// newStandby makes a synchronous standby of c: from then on c confirms only
-// what the standby has, too.
+// newSyncStandby makes a standby without which c confirms nothing.
+func newSyncStandby(t testing.TB, c *testCluster) *testCluster {
+	t.Helper()
+	standby := newStandby(t, c)
+	primary := openTestStore(t, c.url("footfall"))
+	execute(t, primary.reads, `ALTER SYSTEM SET synchronous_standby_names = '*'`)
+	execute(t, primary.reads, `SELECT pg_reload_conf()`)
+	awaitReplication(t, primary)
+	return standby
+}
+
+// newStandby makes an asynchronous standby of c.
 func newStandby(t testing.TB, c *testCluster) *testCluster {
 	t.Helper()
 	dir, err := clusterDir()
@@ -29,13 +40,6 @@ func newStandby(t testing.TB, c *testCluster) *testCluster {
 	standby, err := startCluster(t.Context(), dir, c.options...)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, standby.stop()) })
-
-	primary := openTestStore(t, c.url("footfall"))
-	_, err = primary.reads.ExecContext(t.Context(), `ALTER SYSTEM SET synchronous_standby_names = '*'`)
-	require.NoError(t, err)
-	_, err = primary.reads.ExecContext(t.Context(), `SELECT pg_reload_conf()`)
-	require.NoError(t, err)
-	awaitReplication(t, primary)
 	return &testCluster{standby, c.options}
 }
 
@@ -54,7 +58,7 @@ func TestFailover(t *testing.T) {
 	primary := newCluster(t)
 	p := openTestStore(t, primary.url("footfall"))
 	prepared(t, p)
-	standby := newStandby(t, primary)
+	standby := newSyncStandby(t, primary)
 
 	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
 		url.QueryEscape(primary.sockets+","+standby.sockets))
@@ -111,7 +115,7 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 	primary := newCluster(t)
 	s := openTestStore(t, primary.url("footfall"))
 	prepared(t, s)
-	standby := newStandby(t, primary)
+	standby := newSyncStandby(t, primary)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))
 
@@ -133,4 +137,28 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 	standby.begin(t)
 	assert.Equal(t, []int64{2, 3}, numbersOf(t, visits))
 	requireExactly(t, s, 3)
+}
+
+// A limit, not a promise: a standby that is asynchronous may lack confirmed
+// visits when it is promoted.
+func TestAsynchronousFailoverLoses(t *testing.T) {
+	primary := newCluster(t)
+	s := openTestStore(t, primary.url("footfall"))
+	prepared(t, s)
+	standby := newStandby(t, primary)
+	log, _ := newLog(t)
+	r := newRecorder(s, log, newMetrics())
+	t.Cleanup(func() { r.close(context.WithoutCancel(t.Context())) }) // in vain: its server is gone
+	numbersOf(t, hand(t, r, numbered(1)))
+	behind := openTestStore(t, standby.url("footfall"))
+	eventually(t, "the standby has the first visit", func() bool { return visitsOf(t, behind, numbered(1)) == 1 })
+	standby.end(t, syscall.SIGINT)
+	assert.Equal(t, []int64{2, 3}, numbersOf(t, hand(t, r, numbered(1), numbered(1))), "confirmed by the primary alone")
+	primary.end(t, syscall.SIGKILL)
+	standby.begin(t)
+	output, err := standby.command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.data()).CombinedOutput()
+	require.NoError(t, err, "%s", output)
+	promoted := openTestStore(t, standby.url("footfall"))
+	assert.EqualValues(t, 1, visitsOf(t, promoted, numbered(1)))
+	requireExactly(t, promoted, 1)
 }

@@ -259,6 +259,18 @@ func TestListenOnABusySocket(t *testing.T) {
 	assert.FileExists(t, path)
 }
 
+// A socket that answers in another way than a dead one is not removed.
+func TestListenOnAnotherKindOfSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "web.sock")
+	datagrams, err := net.ListenPacket("unixgram", path)
+	require.NoError(t, err)
+	defer datagrams.Close()
+	_, err = listen(t.Context(), "unix:"+path)
+	assert.ErrorContains(t, err, `listen on "unix:`+path+`": find out whether a program listens there: `)
+	assert.FileExists(t, path)
+}
+
 // Of several that start at once on a stale socket one serves, the others say so.
 func TestListenOnASocketAtOnce(t *testing.T) {
 	t.Parallel()

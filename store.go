@@ -404,7 +404,11 @@ func (s *store) newWriter(ctx context.Context) (id int64, err error) {
 
 // removeWriter takes a process's row away when it ends.
 func (s *store) removeWriter(ctx context.Context, id int64) error {
-	if _, err := s.batches.ExecContext(ctx, `DELETE FROM writers WHERE id = $1`, id); err != nil {
+	err := repeat(ctx, func() error {
+		_, err := s.batches.ExecContext(ctx, `DELETE FROM writers WHERE id = $1`, id)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("remove the writer: %w", err)
 	}
 	return nil
@@ -439,9 +443,9 @@ func retryable(err error) bool {
 	return false
 }
 
-// read runs a query that changes nothing. After a restart of the database each
-// connection of a pool may be a dead one, which shows only in use.
-func read(ctx context.Context, query func() error) error {
+// repeat runs a statement that may run twice. After a restart of the database
+// each connection of a pool may be a dead one, which shows only in use.
+func repeat(ctx context.Context, query func() error) error {
 	err := query()
 	for range maxReads {
 		if err == nil || ctx.Err() != nil || !retryable(err) {
@@ -455,7 +459,7 @@ func read(ctx context.Context, query func() error) error {
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
 	var r receipt
-	err := read(ctx, func() (err error) {
+	err := repeat(ctx, func() (err error) {
 		r, _, err = scanReceipt(date, past{}, s.reads.QueryRowContext(ctx, `
 			SELECT
 				ARRAY[
@@ -481,7 +485,7 @@ type state struct {
 }
 
 func (s *store) state(ctx context.Context) (now state, err error) {
-	err = read(ctx, func() error {
+	err = repeat(ctx, func() error {
 		return s.probes.QueryRowContext(ctx, `
 			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on'
 			FROM schema_migrations`).Scan(&now.schema, &now.readOnly)
