@@ -208,20 +208,6 @@ func tryUnderMigrationLock(ctx context.Context, db *sql.DB, wait time.Duration, 
 	return tx.Commit()
 }
 
-// refusal is a state of the database that only a person can mend: trying again
-// does not help.
-type refusal struct{ msg string }
-
-func (r *refusal) Error() string { return r.msg }
-
-func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
-
-// queryer is a *sql.DB, *sql.Conn or *sql.Tx.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // appliedMigrations lists what the database has, in order; nothing when it was
 // never migrated.
 func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
