@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -225,6 +224,3 @@ func (s *store) removeWriter(ctx context.Context, id int64) error {
 	}
 	return nil
 }
-
-// compareIDs orders visitors as PostgreSQL orders bytea.
-func compareIDs(a, b visitorID) int { return bytes.Compare(a[:], b[:]) }

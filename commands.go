@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -101,4 +104,66 @@ func healthcheck(ctx context.Context, getenv func(string) string) error {
 		return fmt.Errorf("healthcheck: %s: %s", response.Status, strings.TrimSpace(string(reason)))
 	}
 	return nil
+}
+
+// dev serves with a private PostgreSQL, so that a developer needs to set up
+// nothing. Its data stay in dir between runs.
+func dev(ctx context.Context, dir string, getenv func(string) string, out io.Writer) (err error) {
+	settings := map[string]string{
+		"DATABASE_URL":      "postgres://localhost", // until the cluster's is known
+		"DATABASE_URL_FILE": "",
+		"LOG_FORMAT":        cmp.Or(getenv("LOG_FORMAT"), "text"),
+	}
+	withDatabase := func(key string) string {
+		if value, ok := settings[key]; ok {
+			return value
+		}
+		return getenv(key)
+	}
+	// Wrong settings and an address in use are reported before anything starts.
+	cfg, err := loadConfig(withDatabase)
+	if err != nil {
+		return &usageError{err}
+	}
+	ln, err := listen(ctx, cfg.ListenAddr)
+	if err != nil {
+		return err
+	}
+	ln.Close()
+	cluster, err := startCluster(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cluster.stop()) }()
+	settings["DATABASE_URL"] = cluster.url("footfall")
+	if cfg, err = loadConfig(withDatabase); err != nil {
+		return err
+	}
+	if err = cluster.createDatabase(ctx, "footfall"); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "data in %s\npsql '%s'\n%s\n", dir, cluster.url("footfall"), howToOpen(cfg.ListenAddr))
+	return serve(ctx, cfg, out)
+}
+
+// howToOpen returns the command that shows a developer the page.
+func howToOpen(listenAddr string) string {
+	network, addr := dialAddr(listenAddr)
+	if network == "unix" {
+		return fmt.Sprintf("curl --unix-socket %s http://footfall/", addr)
+	}
+	return fmt.Sprintf("open http://%s", addr)
+}
+
+// devDir is where the development cluster lives. Root's own cache folder cannot
+// be entered by the account that the server must run as, so root has another.
+func devDir() (string, error) {
+	if os.Getuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
+		return "/var/cache/footfall", nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache folder: %w", err)
+	}
+	return filepath.Join(cache, "footfall"), nil
 }

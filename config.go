@@ -241,23 +241,13 @@ func (e *env) duration(key string, fallback, least time.Duration) time.Duration 
 
 func (e *env) oneOf(key string, allowed ...string) string {
 	v := e.str(key, allowed[0])
-	for _, a := range allowed {
-		if v == a {
-			return v
-		}
+	if !slices.Contains(allowed, v) {
+		e.wrong("%s is %q, want one of: %s", key, v, strings.Join(allowed, ", "))
 	}
-	e.wrong("%s is %q, want one of: %s", key, v, strings.Join(allowed, ", "))
 	return v
 }
 
-func (e *env) level(key string) slog.Level {
-	switch e.oneOf(key, "info", "debug", "warn", "error") {
-	case "debug":
-		return slog.LevelDebug
-	case "warn":
-		return slog.LevelWarn
-	case "error":
-		return slog.LevelError
-	}
-	return slog.LevelInfo
+func (e *env) level(key string) (level slog.Level) {
+	level.UnmarshalText([]byte(e.oneOf(key, "info", "debug", "warn", "error"))) // each is a level
+	return level
 }

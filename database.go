@@ -5,44 +5,24 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// explainConnect words a failed connection in one sentence: what the server
-// said, or the first cause. The driver's own error has a line for each address
-// that it tried, several for one host. Other errors stay as they are.
+// explainConnect words a failed connection in one sentence without the
+// password. The driver's own error has a line for each address that it tried; the
+// first says enough, unless a server answered: that one is the last.
 func explainConnect(err error) error {
 	failed, ok := errors.AsType[*pgconn.ConnectError](err)
 	if !ok {
 		return err
 	}
-	cause := firstCause(failed).Error()
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		cause = pg.Message
+	lines := strings.Split(failed.Error(), "\n\t")
+	if _, answered := errors.AsType[*pgconn.PgError](err); answered {
+		lines = append(lines[:1], lines[len(lines)-1])
 	}
-	return fmt.Errorf("DATABASE_URL: connect to database %q on %s as user %q: %s",
-		failed.Config.Database, failed.Config.Host, failed.Config.User, strings.ReplaceAll(cause, "\n", " "))
-}
-
-// firstCause follows the first branch of a tree of errors to its end.
-func firstCause(err error) error {
-	for {
-		var cause error
-		switch e := err.(type) {
-		case *net.OpError, *net.DNSError: // their causes say too little
-		case interface{ Unwrap() []error }:
-			cause = e.Unwrap()[0]
-		case interface{ Unwrap() error }:
-			cause = e.Unwrap()
-		}
-		if cause == nil {
-			return err
-		}
-		err = cause
-	}
+	return fmt.Errorf("DATABASE_URL: %s", strings.TrimSpace(strings.Join(lines[:min(2, len(lines))], " ")))
 }
 
 // retryable reports whether what failed may succeed when it is tried again.

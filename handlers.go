@@ -165,15 +165,15 @@ func (s *server) ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	now, err := s.store.state(ctx)
+	schema, readOnly, err := s.store.probe(ctx)
 	switch {
 	case err != nil:
 		s.log.WarnContext(ctx, "not ready", "err", err)
 		return errNoDatabase
-	case now.schema < s.schema:
+	case schema < s.schema:
 		return &publicError{http.StatusServiceUnavailable,
-			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", now.schema, s.schema)}
-	case now.readOnly:
+			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", schema, s.schema)}
+	case readOnly:
 		return &publicError{http.StatusServiceUnavailable, "the database is read-only"}
 	}
 	if c.recorder.isFailing() {
@@ -250,8 +250,7 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	p.value("footfall_database_connections", labels("state", "open"), float64(open))
 	p.value("footfall_database_connections", labels("state", "in_use"), float64(inUse))
 	p.value("footfall_database_connections", labels("state", "idle"), float64(idle))
-	p.family("footfall_database_wait_seconds_total", "counter", "Time that requests waited for a connection.")
-	p.value("footfall_database_wait_seconds_total", "", wait.Seconds())
+	p.single("footfall_database_wait_seconds_total", "counter", "Time that requests waited for a connection.", wait.Seconds())
 	write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", buf.Bytes())
 	return nil
 }

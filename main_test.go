@@ -113,18 +113,13 @@ func TestUnreachableDatabase(t *testing.T) {
 		url, want    string
 		mayGetBetter bool // so serve does not end
 	}{
-		"password": {withPassword("footfall", "hunter2", "footfall"),
-			`DATABASE_URL: connect to database "footfall" on ` + c.sockets + ` as user "footfall": password authentication failed for user "footfall"`, false},
-		"user": {withPassword("nobody", "hunter2", "footfall"),
-			`DATABASE_URL: connect to database "footfall" on ` + c.sockets + ` as user "nobody": password authentication failed for user "nobody"`, false},
-		"database": {withPassword("footfall", "rightright", "fotfall"),
-			`DATABASE_URL: connect to database "fotfall" on ` + c.sockets + ` as user "footfall": database "fotfall" does not exist`, false},
-		"port": {"postgres://u:hunter2@127.0.0.1:1/d",
-			`DATABASE_URL: connect to database "d" on 127.0.0.1 as user "u": dial tcp 127.0.0.1:1: connect: connection refused`, true},
-		"two hosts": {"postgres://u:hunter2@127.0.0.1:1,127.0.0.2:1/d",
-			`DATABASE_URL: connect to database "d" on 127.0.0.1 as user "u": dial tcp 127.0.0.1:1: connect: connection refused`, true},
-		"socket": {"postgres://u:hunter2@/d?host=/nowhere",
-			`DATABASE_URL: connect to database "d" on /nowhere as user "u": dial unix /nowhere/.s.PGSQL.5432: connect: no such file or directory`, true},
+		"password": {withPassword("footfall", "hunter2", "footfall"), "(SQLSTATE 28P01)", false},
+		"user":     {withPassword("nobody", "hunter2", "footfall"), `failed SASL auth: FATAL: password authentication failed for user "nobody" (SQLSTATE 28P01)`, false},
+		"database": {withPassword("footfall", "rightright", "fotfall"), `FATAL: database "fotfall" does not exist (SQLSTATE 3D000)`, false},
+		"port":     {"postgres://u:hunter2@127.0.0.1:1/d", "dial tcp 127.0.0.1:1: connect: connection refused", true},
+		"hosts":    {"postgres://u:hunter2@127.0.0.1:1,127.0.0.2:1/d", "dial tcp 127.0.0.1:1: connect: connection refused", true},
+		"socket":   {"postgres://u:hunter2@/d?host=/nowhere", "dial unix /nowhere/.s.PGSQL.5432: connect: no such file or directory", true},
+		"name":     {"postgres://u:hunter2@nowhere.invalid/d", "nowhere.invalid", true}, // how names are looked up differs between machines
 	}
 	for name, tt := range tests {
 		commands := [][]string{{"migrate"}, {"migrate", "-status"}, {"verify"}}
@@ -135,17 +130,13 @@ func TestUnreachableDatabase(t *testing.T) {
 			t.Run(name+" "+strings.Join(args, " "), func(t *testing.T) {
 				var out bytes.Buffer
 				err := run(t.Context(), args, environment("DATABASE_URL", tt.url, "LISTEN_ADDR", "127.0.0.1:0"), &out)
-				require.EqualError(t, err, tt.want)
-				assert.NotContains(t, out.String(), "hunter2")
+				require.ErrorContains(t, err, "DATABASE_URL: failed to connect to `user=")
+				assert.Contains(t, err.Error(), tt.want)
+				assert.NotContains(t, err.Error(), "\n")
+				assert.NotContains(t, err.Error()+out.String(), "hunter2")
 			})
 		}
 	}
-	t.Run("host", func(t *testing.T) { // how names are looked up differs between machines
-		err := run(t.Context(), []string{"migrate"}, environment("DATABASE_URL", "postgres://u:hunter2@nowhere.invalid/d"), io.Discard)
-		require.ErrorContains(t, err, `DATABASE_URL: connect to database "d" on nowhere.invalid as user "u": `)
-		assert.NotContains(t, err.Error(), "\n")
-		assert.NotContains(t, err.Error(), "hunter2")
-	})
 }
 
 func TestServe(t *testing.T) {

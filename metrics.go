@@ -141,10 +141,8 @@ func (m *metrics) writeTo(p printer) {
 		p.value("footfall_visits_total", labels("result", string(r)), float64(m.visits[r]))
 	}
 	if m.seen {
-		p.family("footfall_visits", "gauge", "All visits ever, when this process last saw the totals.")
-		p.value("footfall_visits", "", float64(m.visitsNow))
-		p.family("footfall_visitors", "gauge", "All visitors ever, when this process last saw the totals.")
-		p.value("footfall_visitors", "", float64(m.visitors))
+		p.single("footfall_visits", "gauge", "All visits ever, when this process last saw the totals.", float64(m.visitsNow))
+		p.single("footfall_visitors", "gauge", "All visitors ever, when this process last saw the totals.", float64(m.visitors))
 	}
 	p.family("footfall_client_address_total", "counter", "Visits by where the client's address came from and whether it is a private one.")
 	for _, key := range sortedKeys(m.clients) {
@@ -156,21 +154,16 @@ func (m *metrics) writeTo(p printer) {
 	}
 	p.family("footfall_batch_duration_seconds", "histogram", "From a batch's sending to its confirmation by the database.")
 	p.histogram("footfall_batch_duration_seconds", &m.commits)
-	p.family("footfall_ready", "gauge", "The last answer of /readyz: 1 ready, 0 not.")
-	p.value("footfall_ready", "", boolean(m.isReady))
+	p.single("footfall_ready", "gauge", "The last answer of /readyz: 1 ready, 0 not.", boolean(m.isReady))
 
-	p.family("go_goroutines", "gauge", "Goroutines that exist.")
-	p.value("go_goroutines", "", float64(runtime.NumGoroutine()))
-	p.family("process_start_time_seconds", "gauge", "When this process started, in Unix time.")
-	p.value("process_start_time_seconds", "", float64(processStart.UnixMilli())/1000)
+	p.single("go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine()))
+	p.single("process_start_time_seconds", "gauge", "When this process started, in Unix time.", float64(processStart.UnixMilli())/1000)
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err == nil {
-		p.family("process_cpu_seconds_total", "counter", "User and system time spent.")
-		p.value("process_cpu_seconds_total", "", (time.Duration(usage.Utime.Nano()) + time.Duration(usage.Stime.Nano())).Seconds())
+		p.single("process_cpu_seconds_total", "counter", "User and system time spent.", (time.Duration(usage.Utime.Nano()) + time.Duration(usage.Stime.Nano())).Seconds())
 	}
 	if bytes, ok := residentBytes(); ok {
-		p.family("process_resident_memory_bytes", "gauge", "Resident memory.")
-		p.value("process_resident_memory_bytes", "", float64(bytes))
+		p.single("process_resident_memory_bytes", "gauge", "Resident memory.", float64(bytes))
 	}
 }
 
@@ -219,6 +212,12 @@ func (p printer) family(name, kind, help string) {
 
 func (p printer) value(name, labels string, v float64) {
 	fmt.Fprintf(p.buf, "%s%s %s\n", name, labels, strconv.FormatFloat(v, 'g', -1, 64))
+}
+
+// single writes a family of one value.
+func (p printer) single(name, kind, help string, v float64) {
+	p.family(name, kind, help)
+	p.value(name, "", v)
 }
 
 func (p printer) histogram(name string, h *histogram, pairs ...string) {

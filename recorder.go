@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,15 +51,14 @@ type recorder struct {
 // batch is the visits that are committed together. All are of one day.
 type batch struct {
 	date     time.Time
-	deadline time.Time         // of its first visit; nobody waits longer
-	index    map[visitorID]int // position in ids and visits
-	ids      []visitorID
-	visits   []int64 // how many of each visitor
-	size     int     // the sum of visits
+	deadline time.Time           // of its first visit; none waits longer
+	visits   map[visitorID]int64 // how many of each visitor
+	size     int                 // their sum
 
-	done    chan struct{} // closed when one of these stands:
+	done    chan struct{} // closed when the rest is there
 	err     error
-	receipt *receipt // numbers are in the order of ids
+	receipt *receipt
+	numbers map[visitorID]int64 // from the receipt
 
 	once   sync.Once // of share
 	shared any
@@ -74,14 +74,12 @@ func (b *batch) share(make func() any) any {
 // visit is one place in a batch.
 type visit struct {
 	*batch
-	visitor int   // position in batch.ids
-	nth     int64 // of this visitor's visits in the batch, from 1
+	id  visitorID
+	nth int64 // of this visitor's visits in the batch, from 1
 }
 
 // number returns how often the visitor has been counted, this visit included.
-func (v visit) number() int64 {
-	return v.receipt.numbers[v.visitor] - v.visits[v.visitor] + v.nth
-}
+func (v visit) number() int64 { return v.numbers[v.id] - v.visits[v.id] + v.nth }
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 	r := &recorder{
@@ -128,21 +126,14 @@ func (r *recorder) join(id visitorID) (visit, error) {
 		b = &batch{
 			date:     date,
 			deadline: time.Now().Add(visitTimeout),
-			index:    make(map[visitorID]int),
+			visits:   make(map[visitorID]int64),
 			done:     make(chan struct{}),
 		}
 		r.queue = append(r.queue, b)
 	}
-	i, known := b.index[id]
-	if !known {
-		i = len(b.ids)
-		b.index[id] = i
-		b.ids = append(b.ids, id)
-		b.visits = append(b.visits, 0)
-	}
-	b.visits[i]++
+	b.visits[id]++
 	b.size++
-	return visit{b, i, b.visits[i]}, nil
+	return visit{b, id, b.visits[id]}, nil
 }
 
 func (r *recorder) signal() {
@@ -184,7 +175,7 @@ func (r *recorder) run() {
 		b, last := r.take()
 		for ; b != nil; b, last = r.take() {
 			start := time.Now()
-			b.receipt, b.err = r.commit(b)
+			b.err = r.commit(b)
 			r.metrics.batch(time.Since(start), b.err == nil)
 			r.mu.Lock()
 			r.waiting -= b.size
@@ -214,31 +205,29 @@ func (r *recorder) take() (b *batch, last bool) {
 // commit sends a batch until it is known to be committed or its time is over.
 // What became of a batch that was sent then stays unknown, so its number must
 // never be used for another: the next batch goes under a new writer.
-func (r *recorder) commit(b *batch) (*receipt, error) {
+func (r *recorder) commit(b *batch) error {
 	// The batch's own context, never a request's.
 	ctx, cancel := context.WithDeadline(context.Background(), b.deadline)
 	defer cancel()
-	order := make([]int, len(b.ids)) // positions in b.ids, by rising id
-	for i := range order {
-		order[i] = i
+	ids := make([][]byte, 0, len(b.visits))
+	for id := range b.visits {
+		ids = append(ids, id[:])
 	}
-	slices.SortFunc(order, func(i, j int) int { return compareIDs(b.ids[i], b.ids[j]) })
-	ids := make([][]byte, len(order))
-	visits := make([]int64, len(order))
-	for sorted, i := range order {
-		ids[sorted], visits[sorted] = b.ids[i][:], b.visits[i]
+	slices.SortFunc(ids, bytes.Compare)
+	visits := make([]int64, len(ids))
+	for i, id := range ids {
+		visits[i] = b.visits[visitorID(id)]
 	}
 
 	sent := false
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		answer, err := r.send(ctx, b.date, ids, visits)
 		if err == nil {
-			numbers := make([]int64, len(order))
-			for sorted, i := range order {
-				numbers[i] = answer.numbers[sorted]
+			b.receipt, b.numbers = answer, make(map[visitorID]int64, len(ids))
+			for i, id := range ids {
+				b.numbers[visitorID(id)] = answer.numbers[i]
 			}
-			answer.numbers = numbers
-			return answer, nil
+			return nil
 		}
 		sent = sent || !errors.Is(err, errNotSent)
 		switch {
@@ -248,10 +237,10 @@ func (r *recorder) commit(b *batch) (*receipt, error) {
 		case sent:
 			r.writer = 0
 			r.log.Error("visits not confirmed", "visits", b.size, "err", err)
-			return nil, err
+			return err
 		default:
 			r.log.Error("visits not counted", "visits", b.size, "err", err)
-			return nil, fmt.Errorf("%w: %w", errNotCounted, err)
+			return fmt.Errorf("%w: %w", errNotCounted, err)
 		}
 		r.metrics.retried()
 		select {

@@ -182,20 +182,16 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 	return &r.tally, r.numbers[0], nil
 }
 
-// state is what /readyz asks the database for.
-type state struct {
-	schema   int  // the newest migration that the database has
-	readOnly bool // a standby, or closed to writes
-}
-
-func (s *store) state(ctx context.Context) (now state, err error) {
+// probe returns the newest migration that the database has, and whether it is a
+// standby or closed to writes.
+func (s *store) probe(ctx context.Context) (schema int, readOnly bool, err error) {
 	err = repeat(ctx, func() error {
 		return s.probes.QueryRowContext(ctx, `
 			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on'
-			FROM schema_migrations`).Scan(&now.schema, &now.readOnly)
+			FROM schema_migrations`).Scan(&schema, &readOnly)
 	})
 	if err != nil {
-		return state{}, fmt.Errorf("read the schema's version: %w", err)
+		return 0, false, fmt.Errorf("read the schema's version: %w", err)
 	}
-	return now, nil
+	return schema, readOnly, nil
 }

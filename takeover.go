@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -50,8 +51,8 @@ func takeOver(ctx context.Context, tx *sql.Tx, h hasher) (*imported, error) {
 	if err != nil {
 		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	ids := slices.SortedFunc(maps.Keys(visits), compareIDs) // the order in which batches lock rows
-	for chunk := range slices.Chunk(ids, 10_000) {          // keeps a statement's arguments small
+	ids := slices.SortedFunc(maps.Keys(visits), func(a, b visitorID) int { return bytes.Compare(a[:], b[:]) }) // the order in which batches lock rows
+	for chunk := range slices.Chunk(ids, 10_000) {                                                             // keeps a statement's arguments small
 		added, err := insertImported(ctx, tx, chunk, visits)
 		if err != nil {
 			return nil, fmt.Errorf("import visitors: %w", err)
