@@ -58,7 +58,7 @@ var settings = []string{
 	"shared_buffers = '1GB'", // a quarter of a 4 GiB host (PostgreSQL's manual, 19.4.1)
 	"max_wal_size = '4GB'",
 	"checkpoint_timeout = '15min'",
-	"wal_compression = lz4", // half the WAL after a checkpoint, for no CPU that shows; pglz ("on") takes three times PostgreSQL's CPU then
+	"wal_compression = lz4", // half the WAL after a checkpoint, for a few µs of CPU a visit at most; pglz ("on") takes three times PostgreSQL's CPU then
 }
 
 // startDatabase starts PostgreSQL twice: shared_buffers is read at start only.
