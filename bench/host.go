@@ -58,16 +58,16 @@ var settings = []string{
 	"shared_buffers = '1GB'", // a quarter of a 4 GiB host (PostgreSQL's manual, 19.4.1)
 	"max_wal_size = '4GB'",
 	"checkpoint_timeout = '15min'",
-	"wal_compression = lz4", // full-page images dominate after a checkpoint; pglz ("on") took twice PostgreSQL's CPU
+	"wal_compression = lz4", // half the WAL after a checkpoint, for a few µs of CPU a visit at most; pglz ("on") takes three times PostgreSQL's CPU then
 }
 
 // startDatabase starts PostgreSQL twice: shared_buffers is read at start only.
-func startDatabase(ctx context.Context, footfall, dir string) (*database, error) {
+func startDatabase(ctx context.Context, footfall, dir string, more []string) (*database, error) {
 	d := &database{}
 	if err := d.start(ctx, footfall, dir); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}
-	for _, setting := range settings {
+	for _, setting := range append(settings, more...) {
 		if _, err := d.conn.Exec(ctx, "ALTER SYSTEM SET "+setting); err != nil {
 			return nil, errors.Join(err, d.stop())
 		}
@@ -150,6 +150,31 @@ func (d *database) recreate(ctx context.Context, name, template string) error {
 	return nil
 }
 
+// clear empties a database that fill has made. It does not make a new one: DROP
+// DATABASE begins with a checkpoint, after which every other database writes
+// its pages to the WAL again.
+func (d *database) clear(ctx context.Context, name string) error {
+	conn, err := pgx.Connect(ctx, d.url(name))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "TRUNCATE visitors, days; UPDATE totals SET visits = 0, visitors = 0"); err != nil {
+		return fmt.Errorf("empty database %s: %w", name, err)
+	}
+	return nil
+}
+
+// traffic returns how many bytes of WAL the cluster has written, and how many
+// pages it has read into its buffers. A busy connection reports the latter once
+// a second.
+func (d *database) traffic(ctx context.Context) (wal, reads float64, err error) {
+	err = d.conn.QueryRow(ctx, `
+		SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8, sum(blks_read)::float8
+		FROM pg_stat_database`).Scan(&wal, &reads)
+	return wal, reads, err
+}
+
 // query runs a query of one row and one number in a database.
 func (d *database) query(ctx context.Context, name, sql string) (number float64, err error) {
 	conn, err := pgx.Connect(ctx, d.url(name))
@@ -164,7 +189,7 @@ func (d *database) query(ctx context.Context, name, sql string) (number float64,
 // fill makes the database of a cell, with all its visitors in it.
 func (b *bench) fill(ctx context.Context, c cell) error {
 	visitors := c.Visitors
-	if c.Empty {
+	if c.State == empty {
 		visitors = 0
 	}
 	if made, err := b.db.exists(ctx, c.Database); err != nil || made {
@@ -234,7 +259,7 @@ func (b *bench) store(ctx context.Context, name string, visitors int) error {
 // afterwards asks the databases what the rounds left there.
 func (b *bench) afterwards(ctx context.Context, r *results, chosen []cell) error {
 	for _, c := range chosen {
-		if _, known := r.HOT[c.Database]; known || c.Program != "footfall" || c.Empty {
+		if _, known := r.HOT[c.Database]; known || c.Program != "footfall" || c.State == empty {
 			continue
 		}
 		hot, err := b.db.query(ctx, c.Database, `
@@ -299,7 +324,7 @@ func (b *bench) environment(database string) []string {
 
 // start starts the service and waits until it is ready. Its log goes to a
 // file, as in production.
-func (b *bench) start(ctx context.Context, name, database string) (*program, error) {
+func (b *bench) start(ctx context.Context, name, database string, env ...string) (*program, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
 	if err != nil {
 		return nil, err
@@ -310,6 +335,7 @@ func (b *bench) start(ctx context.Context, name, database string) (*program, err
 		return nil, err
 	}
 	p.Env = append(b.environment(database), "LISTEN_ADDR="+p.addr)
+	p.Env = append(p.Env, env...)
 	p.Stdout, p.Stderr = p.log, p.log
 	began := time.Now()
 	if err := p.Start(); err != nil {

@@ -27,43 +27,49 @@ type cell struct {
 	Visitors     int // who visit
 	Connections  int
 	Distribution string // of the visits over the visitors: uniform, zipf
-	Empty        bool   // each round begins with an empty table
+	State        state  // of the table when a run begins
 }
+
+type state string
+
+const (
+	asLeft     state = ""           // by the run before
+	empty      state = "empty"      // no visitors
+	checkpoint state = "checkpoint" // after a checkpoint: the first change of a page writes all of it to the WAL
+)
 
 func (c cell) String() string {
 	name := fmt.Sprintf("%s %s %d", c.Database, c.Distribution, c.Connections)
-	if c.Empty {
-		name += " empty"
-	}
-	return name
+	return strings.TrimSpace(name + " " + string(c.State))
 }
 
 // counterpart is the cell of footfall that c is compared with.
 func (c cell) counterpart() cell {
 	c.Database = "footfall_" + strconv.Itoa(c.Visitors)
-	c.Program, c.Empty = "footfall", false
+	c.Program, c.State = "footfall", asLeft
 	return c
 }
 
 const many = 10_000_000
 
-// cells are in the order of a round: those that are compared stand together.
+// cells are in the order of a round: those that are compared follow each other.
+// footfall comes before limit, which renews its page as often as footfall did.
 func cells() []cell {
 	var all []cell
 	for _, visitors := range []int{1, 1000, 1_000_000} {
-		for _, program := range []string{"limit", "footfall", "single", "naive"} {
-			all = append(all, cell{program, fmt.Sprintf("%s_%d", program, visitors), visitors, 64, "uniform", false})
+		for _, program := range []string{"footfall", "limit", "single", "naive"} {
+			all = append(all, cell{program, fmt.Sprintf("%s_%d", program, visitors), visitors, 64, "uniform", asLeft})
 		}
 	}
-	for _, program := range []string{"limit", "footfall"} {
-		all = append(all, cell{program, program + "_1000", 1000, 1024, "uniform", false})
+	for _, program := range []string{"footfall", "limit"} {
+		all = append(all, cell{program, program + "_1000", 1000, 1024, "uniform", asLeft})
 	}
 	for _, distribution := range []string{"zipf", "uniform"} {
 		all = append(all,
-			cell{"footfall", "footfall_empty", many, 64, distribution, true},
-			cell{"footfall", fmt.Sprintf("footfall_%d", many), many, 64, distribution, false})
+			cell{"footfall", "footfall_empty", many, 64, distribution, empty},
+			cell{"footfall", fmt.Sprintf("footfall_%d", many), many, 64, distribution, asLeft})
 	}
-	return all
+	return append(all, cell{"footfall", fmt.Sprintf("footfall_%d", many), many, 64, "uniform", checkpoint})
 }
 
 // sample is what one run of a cell gave. CPU is in µs a request.
@@ -75,6 +81,7 @@ type sample struct {
 	OthersCPU               float64 // share of the machine that everything else took
 	Resident, ResidentPeak  float64 // MiB
 	Batches, BatchSize      float64 // per second; visits
+	WAL, Reads              float64 // a request: bytes; pages that PostgreSQL's buffers did not hold
 }
 
 // results is everything that was seen; report.go draws it.
@@ -96,13 +103,18 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each cell is measured")
 	flag.IntVar(&o.seconds, "seconds", 4, "length of one measurement")
 	only := flag.String("only", "", "measure the `cells` that match this regular expression, and write no results")
+	flag.Func("set", "give PostgreSQL the setting `name=value`, and write no results; may be repeated", func(s string) error {
+		o.settings = append(o.settings, s)
+		return nil
+	})
 	flag.Parse()
 	o.only = regexp.MustCompile(*only)
+	short := *only != "" || o.rounds < 5 || len(o.settings) > 0
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r, err := measure(ctx, o)
 	if err == nil {
-		err = r.write(*only == "" && o.rounds >= 5)
+		err = r.write(!short)
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -112,6 +124,7 @@ func main() {
 type options struct {
 	rounds, seconds int
 	only            *regexp.Regexp
+	settings        []string // of PostgreSQL, beside those that it always gets
 }
 
 // bench is what all measurements share.
@@ -121,8 +134,9 @@ type bench struct {
 	programs map[string]string
 	vegeta   string
 	db       *database
-	key      string // VISITOR_KEY
-	seed     int
+	key      string           // VISITOR_KEY
+	seed     int              // of the visitors that were drawn last; each time others are drawn
+	batches  map[cell]float64 // visits a batch in this round, by footfall's cell
 }
 
 func measure(ctx context.Context, o options) (r *results, err error) {
@@ -136,12 +150,12 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	b := &bench{options: o, dir: dir, key: strings.Repeat("bench", 8)}
+	b := &bench{options: o, dir: dir, key: strings.Repeat("bench", 8), batches: map[cell]float64{}}
 	log.Print("building")
 	if err := b.build(ctx); err != nil {
 		return nil, err
 	}
-	if b.db, err = startDatabase(ctx, b.programs["footfall"], dir); err != nil {
+	if b.db, err = startDatabase(ctx, b.programs["footfall"], dir, o.settings); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.db.stop()) }()
@@ -155,7 +169,7 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 			chosen = append(chosen, c)
 		}
 	}
-	base := cell{"footfall", "footfall_1000", 1000, 64, "uniform", false}
+	base := cell{"footfall", "footfall_1000", 1000, 64, "uniform", asLeft}
 	for _, c := range append(chosen, base) {
 		if err := b.fill(ctx, c); err != nil {
 			return nil, err
@@ -172,14 +186,13 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 		}
 	}
 	for round := range o.rounds {
-		b.seed = round + 1
 		for _, c := range chosen {
 			s, err := b.run(ctx, c)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c, err)
 			}
-			log.Printf("round %d  %-36s %8.0f/s  CPU µs: %4.0f program, %4.0f PostgreSQL, %3.0f load; %.1f MiB; %.0f batches/s of %.1f; others %.0f %%; refused %d",
-				round+1, c, s.Rate, s.ProgramCPU, s.DatabaseCPU, s.LoadCPU, s.ResidentPeak, s.Batches, s.BatchSize, 100*s.OthersCPU, s.Refused)
+			log.Printf("round %d  %-36s %8.0f/s  CPU µs: %4.0f program, %4.0f PostgreSQL, %3.0f load; %.1f MiB; %.0f batches/s of %.1f; %.0f bytes of WAL, %.2f page reads a visit; others %.0f %%; refused %d",
+				round+1, c, s.Rate, s.ProgramCPU, s.DatabaseCPU, s.LoadCPU, s.ResidentPeak, s.Batches, s.BatchSize, s.WAL, s.Reads, 100*s.OthersCPU, s.Refused)
 			r.Samples[c.String()] = append(r.Samples[c.String()], s)
 			if c == base {
 				l, err := b.latency(ctx, c, s.Rate/2)
@@ -241,15 +254,26 @@ func (b *bench) build(ctx context.Context) error {
 
 // run measures a cell once.
 func (b *bench) run(ctx context.Context, c cell) (sample, error) {
-	if c.Empty {
-		if err := b.db.recreate(ctx, c.Database, "visitors_0"); err != nil {
+	if c.State == empty {
+		if err := b.db.clear(ctx, c.Database); err != nil {
 			return sample{}, err
 		}
 	}
-	p, err := b.start(ctx, c.Program, c.Database)
+	var env []string
+	if c.Program == "limit" {
+		size, measured := b.batches[c.counterpart()]
+		if !measured {
+			return sample{}, errors.New("limit renews its page as often as footfall did: let -only match that cell of footfall, too")
+		}
+		env = []string{fmt.Sprintf("VISITS_A_BATCH=%.0f", size)}
+	}
+	p, err := b.start(ctx, c.Program, c.Database, env...)
 	if err != nil {
 		return sample{}, err
 	}
 	s, err := b.load(ctx, p, c)
+	if c.Program == "footfall" {
+		b.batches[c] = s.BatchSize
+	}
 	return s, cmp.Or(err, p.stop())
 }

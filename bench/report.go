@@ -121,8 +121,8 @@ func (r *results) markdown(w io.Writer) {
 		fmt.Fprint(w, a)
 	}
 	fmt.Fprint(w, "\n## Rates\n\nCPU in µs a request. *Others*: the share of the machine that went to none of these programs while they ran.\n\n"+
-		"| | visitors | connections | requests/s | footfall's, times this | program | PostgreSQL | wrk | batches/s | visits a batch | peak memory, MiB | others | refused |\n"+
-		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+		"| | visitors | connections | requests/s | footfall's, times this | program | PostgreSQL | wrk | batches/s | visits a batch | WAL, bytes a visit | page reads a visit | peak memory, MiB | others | refused |\n"+
+		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, c := range cells() {
 		samples := r.Samples[c.String()]
 		if samples == nil {
@@ -135,8 +135,11 @@ func (r *results) markdown(w io.Writer) {
 		if c.Visitors == many {
 			visitors += ", " + c.Distribution
 		}
-		if c.Empty {
+		switch c.State {
+		case empty:
 			visitors += ", none stored before"
+		case checkpoint:
+			visitors += ", after a checkpoint"
 		}
 		refused := 0
 		for _, s := range samples {
@@ -146,11 +149,12 @@ func (r *results) markdown(w io.Writer) {
 		if other := c.counterpart().String(); other != c.String() {
 			comparison = r.ratio(other, c.String(), rate).text(2)
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s %% | %d |\n", c.Program, visitors,
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s %% | %d |\n", c.Program, visitors,
 			number(float64(c.Connections), 0), spreadOf(each(samples, rate)).text(0), comparison,
 			median(0, func(s sample) float64 { return s.ProgramCPU }), median(0, func(s sample) float64 { return s.DatabaseCPU }),
 			median(0, func(s sample) float64 { return s.LoadCPU }), median(0, func(s sample) float64 { return s.Batches }),
-			median(1, func(s sample) float64 { return s.BatchSize }), median(1, peak),
+			median(1, func(s sample) float64 { return s.BatchSize }),
+			median(0, func(s sample) float64 { return s.WAL }), median(2, func(s sample) float64 { return s.Reads }), median(1, peak),
 			median(0, func(s sample) float64 { return 100 * s.OthersCPU }), refused)
 	}
 	if len(r.Latency) > 0 {

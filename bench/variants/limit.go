@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -18,11 +20,12 @@ var errBusy, errStopping = errors.New("busy"), errors.New("stopping")
 
 type recorder struct {
 	visits atomic.Int64
+	every  int64
 	shared atomic.Pointer[answer]
 }
 
-// answer is renewed every 32 visits, as often as a batch of the real recorder
-// would be with 64 clients.
+// answer is renewed as often as the real recorder committed a batch under the
+// same load: every VISITS_A_BATCH visits, which the benchmark measured before.
 type answer struct {
 	receipt receipt
 	shared  shared
@@ -36,7 +39,11 @@ type visit struct {
 func (v visit) number() int64 { return v.n }
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
-	r := &recorder{}
+	every, err := strconv.ParseInt(os.Getenv("VISITS_A_BATCH"), 10, 64)
+	if err != nil || every < 1 {
+		panic("VISITS_A_BATCH is not a number from 1")
+	}
+	r := &recorder{every: every}
 	r.renew(0)
 	return r
 }
@@ -50,7 +57,7 @@ func (r *recorder) renew(n int64) {
 
 func (r *recorder) record(id visitorID) (visit, error) {
 	n := r.visits.Add(1)
-	if n%32 == 0 {
+	if n%r.every == 0 {
 		r.renew(n)
 	}
 	return visit{r.shared.Load(), n}, nil
