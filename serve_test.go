@@ -168,7 +168,7 @@ func TestServeBeforeTheDatabase(t *testing.T) {
 		assert.Equal(t, status, answer.StatusCode, path)
 		assert.Contains(t, pageText(body), text, path)
 	}
-	r.awaitLine(t, regexp.MustCompile(`"level":"WARN","msg":"not ready yet","err":"DATABASE_URL: connect to database .*no such file or directory"`).MatchString)
+	r.awaitLine(t, regexp.MustCompile(`"level":"WARN","msg":"not ready yet","err":"DATABASE_URL: failed to connect to .*no such file or directory"`).MatchString)
 	expect("/healthz", http.StatusOK, "ok")
 	expect("/readyz", http.StatusServiceUnavailable, "starting")
 	expect("/", http.StatusServiceUnavailable, notLost)

@@ -99,7 +99,7 @@ func (d *database) start(ctx context.Context, footfall, dir string) error {
 		if rest, ok := strings.CutPrefix(lines.Text(), "psql '"); ok {
 			url = strings.TrimSuffix(rest, "'")
 		}
-		if strings.Contains(lines.Text(), "msg=listening") {
+		if strings.Contains(lines.Text(), "msg=ready") {
 			break // it can be used, and stopped
 		}
 	}

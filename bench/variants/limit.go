@@ -10,25 +10,32 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
 const visitTimeout = 1800 * time.Millisecond
 
-var errBusy, errStopping = errors.New("busy"), errors.New("stopping")
+var errNotCounted = errors.New("not counted")
 
 type recorder struct {
 	visits atomic.Int64
 	every  int64
-	shared atomic.Pointer[answer]
+	latest atomic.Pointer[answer]
 }
 
 // answer is renewed as often as the real recorder committed a batch under the
 // same load: every VISITS_A_BATCH visits, which the benchmark measured before.
 type answer struct {
-	receipt receipt
-	shared  shared
+	receipt *receipt
+	once    sync.Once
+	shared  any
+}
+
+func (a *answer) share(make func() any) any {
+	a.once.Do(func() { a.shared = make() })
+	return a.shared
 }
 
 type visit struct {
@@ -50,9 +57,8 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 
 func (r *recorder) renew(n int64) {
 	today := utcDay(time.Now())
-	a := &answer{}
-	a.receipt = receipt{tally: tally{visits: n, visitors: n, since: today, database: "none", days: history(today, nil)}}
-	r.shared.Store(a)
+	t := tally{visits: n, visitors: n, since: today, database: "none", days: append(pastDays(today, nil), day{date: today})}
+	r.latest.Store(&answer{receipt: &receipt{tally: t}})
 }
 
 func (r *recorder) record(id visitorID) (visit, error) {
@@ -60,7 +66,9 @@ func (r *recorder) record(id visitorID) (visit, error) {
 	if n%r.every == 0 {
 		r.renew(n)
 	}
-	return visit{r.shared.Load(), n}, nil
+	return visit{r.latest.Load(), n}, nil
 }
 
 func (r *recorder) close(context.Context) error { return nil }
+
+func (r *recorder) isFailing() bool { return false }

@@ -14,17 +14,17 @@ import (
 
 const visitTimeout = 1800 * time.Millisecond
 
-var errBusy, errStopping = errors.New("busy"), errors.New("stopping")
+var errNotCounted = errors.New("not counted")
 
 type recorder struct{ store *store }
 
 type visit struct {
-	receipt receipt
-	shared  *shared
+	receipt *receipt
 	n       int64
 }
 
-func (v visit) number() int64 { return v.n }
+func (v visit) number() int64             { return v.n }
+func (v visit) share(make func() any) any { return make() }
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 	s.reads.SetMaxOpenConns(32)
@@ -36,8 +36,8 @@ func (r *recorder) record(id visitorID) (visit, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), visitTimeout)
 	defer cancel()
 	today := utcDay(time.Now())
-	v := visit{shared: &shared{}}
-	v.receipt.tally = tally{since: today, database: "PostgreSQL", days: history(today, nil)}
+	v := visit{receipt: &receipt{}}
+	v.receipt.tally = tally{since: today, database: "PostgreSQL", days: append(pastDays(today, nil), day{date: today})}
 	t := &v.receipt.tally
 	err := r.store.reads.QueryRowContext(ctx, `
 		WITH visitor AS (
@@ -56,3 +56,5 @@ func (r *recorder) record(id visitorID) (visit, error) {
 }
 
 func (r *recorder) close(context.Context) error { return nil }
+
+func (r *recorder) isFailing() bool { return false }
