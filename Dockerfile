@@ -6,7 +6,7 @@ FROM --platform=${BUILDPLATFORM:-linux} golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
-# What the program is built on has a layer of its own: the next version is compiled in seconds.
+# What the program is built on is one layer: the next version is compiled in seconds.
 ARG TARGETARCH
 ENV CGO_ENABLED=0 GOARCH=$TARGETARCH
 RUN go build -trimpath net/http html/template github.com/jackc/pgx/v5/stdlib
@@ -18,7 +18,7 @@ RUN go build -trimpath -buildvcs=false -o /footfall -ldflags \
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /footfall /footfall
-# A number, so that Kubernetes' runAsNonRoot can tell; 65532 is distroless' "nonroot".
+# A number, so that Kubernetes' runAsNonRoot accepts it; 65532 is distroless' "nonroot".
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 CMD ["/footfall", "healthcheck"]

@@ -22,7 +22,7 @@ COVERAGE_FLOOR := 85
 # How long each fuzz target runs.
 FUZZTIME ?= 30s
 
-# The tools, each at one version; they are in nobody's go.mod.
+# The tools, each at one version; no go.mod has them.
 STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 ACTIONLINT  := go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
@@ -73,9 +73,13 @@ test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## eve
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
 		print "coverage: " $$3 "% of statements, " floor "% wanted"; exit $$3 < floor }'
 
+.PHONY: fmt
+fmt: ## format the Go files
+	gofmt -w .
+
 .PHONY: static
 static: ## gofmt, go vet and staticcheck
-	@files=$$(gofmt -l .); test -z "$$files" || { echo "run gofmt -w on" $$files >&2; exit 1; }
+	@files=$$(gofmt -l .); test -z "$$files" || { echo "run make fmt:" $$files >&2; exit 1; }
 	go vet -tags e2e,soak,picture ./...
 	$(STATICCHECK) -tags e2e,soak,picture ./...
 
@@ -175,7 +179,7 @@ image-push: ## build the image for both architectures and push it to IMAGE, with
 DIGEST = $$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' dist/image.json)
 
 .PHONY: sign
-sign: ## sign image and checksums without a key of our own, by the identity of who runs this
+sign: ## sign image and checksums without a key, by the identity of the account that runs this
 	$(COSIGN) sign --yes $(IMAGE)@$(DIGEST)
 	$(COSIGN) sign-blob --yes --bundle dist/SHA256SUMS.sigstore.json dist/SHA256SUMS
 

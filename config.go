@@ -139,7 +139,7 @@ func (e *env) database() *pgx.ConnConfig {
 	return cfg
 }
 
-// urlFault tells what is wrong with a DATABASE_URL. What a parser says about a
+// urlFault words what is wrong with a DATABASE_URL. What a parser says about a
 // malformed one may quote a part of the password, so only the faults of a
 // well-formed one are passed on: those of its parameters.
 func urlFault(value string, err error) string {

@@ -217,7 +217,7 @@ func TestConnectTimeout(t *testing.T) {
 	}
 }
 
-// Whatever stands around a password, no message holds it.
+// No message holds the password, whatever is around it.
 func FuzzLoadConfig(f *testing.F) {
 	f.Add("postgres://u:", "@h:5432/d", ":8080", "10.0.0.0/8", "10s")
 	f.Add("postgres://u:", "/d", "unix:/a", "::/0,", "-1s")
@@ -233,7 +233,7 @@ func FuzzLoadConfig(f *testing.F) {
 			"VISITOR_KEY", password,
 		))
 		require.Error(t, err, "the key is too short")
-		// A password in the place of a parameter's value is nobody's secret.
+		// As the value of another parameter it is no secret.
 		_, query, _ := strings.Cut(before, "?")
 		if !strings.Contains(query, "=") || strings.HasSuffix(query, "password=") {
 			assert.NotContains(t, err.Error(), password)

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// cutter stands between a program and its database and cuts connections. It
+// cutter is between a program and its database and cuts connections. It
 // knows nothing of what passes: after a quiet moment, the bytes that come from
 // the program are a batch, and those that come back are its answer.
 type cutter struct {
@@ -23,9 +23,9 @@ type cutter struct {
 	armed cut
 	held  bool // no answer is passed on
 	cuts  int
-	onCut func()                // nil: nobody wants to know
+	onCut func()                // may be nil
 	conns map[net.Conn]net.Conn // from the program; to the database
-	left  map[net.Conn]bool     // to the database, which does not learn that nobody listens
+	left  map[net.Conn]bool     // to the database, which does not learn that the program is gone
 }
 
 type cut int
@@ -144,7 +144,7 @@ func (c *cutter) abandon() {
 
 // cancelRequest is the length in bytes of the message that asks the database
 // to stop what a broken connection was doing; the one that opens a connection
-// is longer. A network that breaks loses it, too.
+// is longer. A network that breaks loses it as well.
 const cancelRequest = 16
 
 // pass relays a connection until either side ends or it is cut.

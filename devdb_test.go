@@ -40,7 +40,7 @@ func startDev(t testing.TB, dir string, pairs ...string) *running {
 	return r
 }
 
-// As whoever runs the tests, root or not.
+// It works for the account that runs the tests, root or not.
 func TestDev(t *testing.T) {
 	t.Parallel()
 	dir := devFolder(t)
@@ -57,7 +57,7 @@ func TestDev(t *testing.T) {
 	assert.Contains(t, pageText(body), "You have visited this page 2 times.")
 	r.stop()
 	require.NoError(t, <-r.ended)
-	assert.NoFileExists(t, filepath.Join(dir, "data", "postmaster.pid"), "the server has stopped, too")
+	assert.NoFileExists(t, filepath.Join(dir, "data", "postmaster.pid"), "the server has stopped as well")
 
 	// The second run shows the first one's count, here on a unix socket.
 	socket := filepath.Join(t.TempDir(), "web.sock")
@@ -109,12 +109,12 @@ func TestDevHalfMade(t *testing.T) {
 	assert.NoDirExists(t, c.sockets)
 }
 
-// developer prepares footfall dev as an ordinary user: nobody where the tests
-// run as root, else whoever runs them.
+// developer prepares footfall dev as an ordinary user: the account nobody where
+// the tests run as root, else the one that runs them.
 func developer(t testing.TB, home string) *exec.Cmd {
 	t.Helper()
 	cmd := command(t, []string{"dev"}, "HOME", home, "XDG_CACHE_HOME", filepath.Join(home, "cache"), "LISTEN_ADDR", "127.0.0.1:0", "GOCOVERDIR", home)
-	// In a group of its own, so that a kill hits nothing else.
+	// A process group, so that a kill hits nothing else.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Dir = home
 	if os.Getuid() != 0 {
@@ -127,7 +127,7 @@ func developer(t testing.TB, home string) *exec.Cmd {
 	gid, err := strconv.Atoi(nobody.Gid)
 	require.NoError(t, err)
 	require.NoError(t, os.Chown(home, uid, gid))
-	// Nobody may enter the folder that the test binary lies in.
+	// This account cannot enter the folder of the test binary.
 	binary, err := os.ReadFile(cmd.Path)
 	require.NoError(t, err)
 	cmd.Path = filepath.Join(home, "program")

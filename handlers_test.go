@@ -38,7 +38,7 @@ func newTestServer(t testing.TB, databaseURL string, pairs ...string) *testServe
 }
 
 // ask sends one request. headers are name, value pairs; the peer is a header
-// here, too: "Peer". Without one it is 192.0.2.1.
+// here as well: "Peer". Without one it is 192.0.2.1.
 func (s *testServer) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, path, nil)
 	for i := 0; i < len(headers); i += 2 {
@@ -91,7 +91,7 @@ func TestPage(t *testing.T) {
 	requireVerified(t, s.store)
 }
 
-// 30 days, a number with commas, and nobody's name.
+// 30 days, a number with commas, and no name.
 func TestPageWithHistory(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
@@ -182,7 +182,7 @@ func TestRoutes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
-			r, err := http.NewRequestWithContext(t.Context(), tt.method, listener.URL, strings.NewReader("a body that nobody reads"))
+			r, err := http.NewRequestWithContext(t.Context(), tt.method, listener.URL, strings.NewReader("a body that is not read"))
 			require.NoError(t, err)
 			r.URL.Path, r.URL.RawQuery, _ = strings.Cut(tt.path, "?")
 			answer, err := client.Do(r)
@@ -384,7 +384,7 @@ func TestReadyzWhereVisitsFail(t *testing.T) {
 	requireVerified(t, s.store)
 }
 
-// A crowd of those who only look cannot make the service look broken.
+// A crowd of readers cannot make the service look broken.
 func TestReadyzInACrowd(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
@@ -472,7 +472,7 @@ func TestDatabaseStopsAndComesBack(t *testing.T) {
 	requireVerified(t, s.store)
 }
 
-// What a client sends and who he is, is in no line of the log.
+// No line of the log holds what a client sends, or its address.
 func TestLogHoldsNoClient(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
@@ -537,7 +537,7 @@ func TestPanicInHandler(t *testing.T) {
 	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 }
 
-// Once a part of the answer is out, only breaking the connection tells.
+// Once a part of the answer is out, only a broken connection shows the failure.
 func TestPanicInHalfAnAnswer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))

@@ -49,7 +49,7 @@ func visitPage(client *http.Client, url string, i int) (int64, error) {
 }
 
 // ledger is what the clients know since they last compared: the numbers that
-// each visitor was told, and how many visits nobody confirmed.
+// each visitor was told, and how many visits were not confirmed.
 type ledger struct {
 	mu          sync.Mutex
 	rows        map[int]int64 // by visitor, at the last comparison
@@ -94,7 +94,7 @@ func (l *ledger) note(visitor int, number int64, sent time.Time, err error) {
 	}
 }
 
-// countedSince tells whether a visit that was sent after start is confirmed.
+// countedSince reports whether a visit that was sent after start is confirmed.
 func (l *ledger) countedSince(start time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,8 +119,8 @@ func (l *ledger) back() time.Duration {
 }
 
 // compare holds the ledger against the visitors' rows, and begins a new one.
-// Nobody may visit meanwhile. A visit is lost when it was confirmed and does
-// not stand in its visitor's row; doubled is what a row has beyond all visits
+// No visits may come meanwhile. A visit is lost when it was confirmed and is
+// not in its visitor's row; doubled is what a row has beyond all visits
 // made, and a number told twice.
 func (l *ledger) compare(row func(visitor int) int64) (lost, doubled int64) {
 	l.mu.Lock()

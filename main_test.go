@@ -444,7 +444,7 @@ func TestRawRequests(t *testing.T) {
 	}
 }
 
-// Who dawdles with his request's header, is cut off.
+// A client that dawdles with its request's header loses its connection.
 func TestSlowClient(t *testing.T) {
 	t.Parallel()
 	r := start(t, "DATABASE_URL", newDatabase(t))

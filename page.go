@@ -112,12 +112,12 @@ const stride, longestTrail = 40, 40
 // the number. There are only as many as there are different yous: hundreds.
 var youParts sync.Map // of [2][]byte by you
 
-// numberMark stands for the number while youParts are made: a character of
+// numberMark marks the place of the number while youParts are made: a character of
 // Unicode's private use area, which occurs nowhere else on the page.
 const numberMark = "\uE000"
 
-// renderYou returns what stands before and after the visitor's number; without
-// a number all stands before.
+// renderYou returns what comes before and after the visitor's number; without a
+// number all of it is before.
 func renderYou(y you) (before, after []byte, err error) {
 	if parts, ok := youParts.Load(y); ok {
 		parts := parts.([2][]byte)
@@ -187,7 +187,7 @@ func plural(number, noun string) string {
 }
 
 // chart is the days' visits as bars. Their shapes are stretched to the width
-// of the window, so all that is text stands outside of them.
+// of the window, so all text is outside of them.
 type chart struct {
 	FirstDay        row
 	Max             row    // the first day with the most visits

@@ -236,7 +236,7 @@ func TestPageSize(t *testing.T) {
 	assert.Less(t, sum, 15<<10)
 }
 
-// Every text colour on the ground it stands on: 4.5 to 1 is WCAG 2.2 AA (1.4.3).
+// Every text colour on its ground: 4.5 to 1 is WCAG 2.2 AA (1.4.3).
 // The bars carry meaning without being text; 3 to 1 would do (1.4.11).
 func TestPageContrast(t *testing.T) {
 	var css string
@@ -262,7 +262,7 @@ func TestPageContrast(t *testing.T) {
 				assert.GreaterOrEqual(t, ratio, 4.5)
 			})
 		}
-		// A bar of today stands beside the others.
+		// Today's bar is beside the others.
 		assert.GreaterOrEqual(t, contrast(t, colors["today"], colors["bar"]), 2.0)
 	}
 	assert.NotRegexp(t, `[^-]color: *#|fill: *#|background: *#`, css, "a colour that this test does not see")

@@ -75,7 +75,7 @@ func withPostgres(run func() int) (status int, err error) {
 	return run(), nil
 }
 
-// fastOptions spare a server whose data nobody will miss the waits for the
+// fastOptions spare a server whose data are thrown away the waits for the
 // disk, and let all tests connect at once.
 var fastOptions = []string{"fsync=off", "full_page_writes=off", "max_connections=400", "autovacuum=off"}
 

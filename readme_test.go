@@ -20,8 +20,8 @@ var (
 )
 
 // TestReadme runs the README's blocks that are marked as runnable, line by
-// line, against a service of its own. The comments under a command are what it
-// prints; "…" stands for anything.
+// line, against a service that no other test uses. The comments under a command are what it
+// prints; "…" matches anything.
 func TestReadme(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("README.md")
@@ -36,7 +36,7 @@ func TestReadme(t *testing.T) {
 	dir := t.TempDir()
 	self, err := filepath.Abs(os.Args[0])
 	require.NoError(t, err)
-	require.NoError(t, os.Symlink(self, filepath.Join(dir, "footfall"))) // TestMain: this binary is footfall, too
+	require.NoError(t, os.Symlink(self, filepath.Join(dir, "footfall"))) // TestMain: this binary is footfall as well
 
 	for _, block := range blocks {
 		var command string
@@ -72,7 +72,7 @@ func printed(lines []string) string {
 	return "(?s)^" + strings.ReplaceAll(pattern, "…", ".*") + "$"
 }
 
-// Every setting and every subcommand stands in the README, in the help text
+// Every setting and every subcommand is in the README, in the help text
 // and in the program.
 func TestReadmeNamesEverything(t *testing.T) {
 	t.Parallel()

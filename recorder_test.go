@@ -72,7 +72,7 @@ func numbersOf(t testing.TB, visits []visit) []int64 {
 	return ns
 }
 
-// isDone tells whether the visit's batch has ended.
+// isDone reports whether the visit's batch has ended.
 func isDone(v visit) bool {
 	select {
 	case <-v.done:
@@ -144,7 +144,7 @@ func requireExactly(t testing.TB, s *store, visits int64) {
 	require.Equal(t, visits, now.visits, "all visits")
 }
 
-// Every one of 20,000 visits gets a number of its own.
+// Every one of 20,000 visits gets another number.
 func TestManyClientsOneVisitor(t *testing.T) {
 	const clients, visits = 64, 20_000
 	s := newStore(t)
@@ -272,7 +272,7 @@ func TestLateBatch(t *testing.T) {
 	}
 }
 
-// Past the bound a visit is turned away at once, and nobody before it.
+// Past the bound a visit is turned away at once, and none before it.
 func TestTooManyWait(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
@@ -318,8 +318,8 @@ func TestWaitIsBounded(t *testing.T) {
 	requireExactly(t, s, n)
 }
 
-// A lock that somebody else holds costs visits only for as long as it is held.
-func TestSomebodyElsesLock(t *testing.T) {
+// A lock of another program costs visits only for as long as it is held.
+func TestLockOfAnotherProgram(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	var confirmed, unconfirmed atomic.Int64

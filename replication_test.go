@@ -129,7 +129,7 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 	eventually(t, "the batch waits for the standby", func() bool { first = waiting(); return first != 0 })
 	var ok bool
 	scan(t, s, &ok, `SELECT pg_terminate_backend($1)`, first)
-	eventually(t, "its next try waits, too", func() bool {
+	eventually(t, "its next try waits as well", func() bool {
 		pid := waiting()
 		return pid != 0 && pid != first || isDone(visits[0])
 	})

@@ -32,7 +32,7 @@ type fault struct {
 }
 
 // Clients count on while one thing after the other breaks. After each fault
-// every confirmed visit stands in the database, once. The table that this
+// every confirmed visit is in the database, once. The table that this
 // prints and writes to bench/out/faults.md is the README's.
 func TestSoakFaults(t *testing.T) {
 	const clients, visitors = 16, 50
@@ -60,7 +60,7 @@ func TestSoakFaults(t *testing.T) {
 	h := prepared(t, s)
 
 	l := newLedger()
-	var pause sync.RWMutex // held by the test while nobody may visit
+	var pause sync.RWMutex // held by the test while no visits may come
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	end := sync.OnceFunc(func() { close(stop); wg.Wait() })
@@ -68,7 +68,7 @@ func TestSoakFaults(t *testing.T) {
 	for i := range clients {
 		random := rand.New(rand.NewPCG(seed, uint64(i+1)))
 		// A connection for each visit: over one that breaks before its answer,
-		// net/http sends a GET a second time, and nobody could count along.
+		// net/http sends a GET a second time, and the test could not count along.
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 		wg.Go(func() {
 			for {
@@ -125,7 +125,7 @@ func TestSoakFaults(t *testing.T) {
 			process, footfall = begin()
 		}},
 	}
-	// check compares while nobody visits.
+	// check compares while no visits come.
 	check := func(f *fault) {
 		pause.Lock()
 		defer pause.Unlock()

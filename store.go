@@ -116,7 +116,7 @@ func (p past) isFresh(date time.Time) bool {
 }
 
 // scanReceipt reads a row of numbers; known is the past that belongs to them,
-// or empty: then the row has it, too.
+// or empty: then the row has it as well.
 func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
 	var numbers, days []int64
 	var version string

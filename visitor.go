@@ -17,7 +17,7 @@ type visitorID [16]byte
 // hasher turns addresses into visitors.
 type hasher struct{ key []byte }
 
-// visitor returns who addr is: IPv4 counts by address, IPv6 by its /64, the
+// visitor returns the visitor behind addr: IPv4 counts by address, IPv6 by its /64, the
 // network that one subscriber's devices share (RFC 6177).
 func (h hasher) visitor(addr netip.Addr) visitorID {
 	mac := hmac.New(sha256.New, h.key)
@@ -49,13 +49,13 @@ const (
 // clientAddr returns the address that a request came from: its peer, unless
 // the peer is a trusted proxy. Then the X-Forwarded-For lines are read from
 // right to left, as each proxy appends, past other trusted proxies; the first
-// address that is not trusted is the client. What stands left of it is the
+// address that is not trusted is the client. What is left of it is the
 // client's own claim and is not read. An entry that is no address ends the
 // walk at the last good one. The address is invalid only for [fromNobody].
 func clientAddr(r *http.Request, trusted []netip.Prefix) (netip.Addr, source) {
 	var client netip.Addr
-	// On a unix socket the peer has no address. Who may connect there, decide
-	// the permissions of the socket: it is a trusted proxy.
+	// On a unix socket the peer has no address. The socket's
+	// permissions decide which program may connect, so it is a trusted proxy.
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		client = normal(peer.Addr())
 		if !contains(trusted, client) {
@@ -101,7 +101,7 @@ func parseAddr(s string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// normal drops what does not tell one client from another: the v4-mapped form
+// normal drops what does not distinguish clients: the v4-mapped form
 // (RFC 4291, section 2.5.5.2) and the zone.
 func normal(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
 
@@ -129,7 +129,7 @@ type result string
 const (
 	counted     result = "counted"
 	isBot       result = "bot"         // the user agent calls itself an automat
-	isPrefetch  result = "prefetch"    // the browser fetched ahead, nobody looks yet
+	isPrefetch  result = "prefetch"    // the browser fetched ahead, the page may never be shown
 	isHead      result = "head"        // HEAD asks for no page
 	noAddress   result = "no_address"  // the proxy did not say who the client is
 	unavailable result = "unavailable" // not counted: the database could not be asked

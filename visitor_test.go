@@ -24,7 +24,7 @@ func TestClientAddr(t *testing.T) {
 	t.Parallel()
 	trusted := trusting(t, "127.0.0.0/8, 10.0.0.0/8, 2001:db8:ffff::/48")
 	const (
-		stranger = "203.0.113.9:40000" // a peer that nobody trusts
+		stranger = "203.0.113.9:40000" // a peer that is not trusted
 		proxy    = "10.0.0.1:40000"
 	)
 	hundred := strings.Repeat("203.0.113.1, ", 60) + "198.51.100.7" + strings.Repeat(", 10.0.0.2", 39)
@@ -94,7 +94,7 @@ func TestClientAddr(t *testing.T) {
 	}
 }
 
-// With no network trusted, nobody's header counts.
+// With no network trusted, no header counts.
 func TestClientAddrTrustingNobody(t *testing.T) {
 	t.Parallel()
 	r := httptest.NewRequest("GET", "/", nil)
