@@ -15,22 +15,15 @@ var (
 	// errWriterGone: the writer's row is not there; the batch was not applied.
 	errWriterGone = errors.New("this process's row in writers is gone")
 	// errOutOfStep: the writer's row is at another batch than the one before.
-	errOutOfStep = errors.New("this process's row in writers is at another batch")
+	errOutOfStep = refuse("this process's row in writers is at another batch")
 )
-
-// receipt is what a committed batch gives back.
-type receipt struct {
-	tally
-	numbers []int64 // for each visitor of the batch, in its order: all visits so far
-}
 
 // applyBatch commits visits as batch number of writer, the number after its
 // last one, and returns their receipt. It may be called again with the same
 // arguments when an answer was lost: what is already committed is not applied
-// twice, and gives the same numbers. It is for one goroutine, the recorder's. ids
-// must be distinct and in rising order:
-// every instance locks visitors in this order, then the day, then the totals,
-// so no two of them wait for each other.
+// twice, and gives the same numbers. It is for one goroutine, the recorder's.
+// ids must be distinct and in rising order: every instance locks visitors in this
+// order, then the day, then the totals, so no two of them wait for each other.
 func (s *store) applyBatch(ctx context.Context, writer, number int64, date time.Time, ids [][]byte, visits []int64) (receipt, error) {
 	known, query := s.past, applyBatchSQL+` FROM done`
 	if !known.isFresh(date) {

@@ -33,10 +33,6 @@ type config struct {
 	LogLevel        slog.Level
 }
 
-// minVisitorKey is the least length of VISITOR_KEY in bytes: as long as the
-// hash's output, below which HMAC gets weaker (RFC 2104, section 3).
-const minVisitorKey = 32
-
 // loadConfig reads every setting and reports every wrong one, not just the
 // first. An unset or empty variable means its default. No message holds the
 // value of a secret.

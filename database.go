@@ -29,7 +29,7 @@ func explainConnect(err error) error {
 // Sending a batch again is safe in any case; this only spares the waiters a wait
 // for nothing. The codes are in appendix A of PostgreSQL's manual.
 func retryable(err error) bool {
-	if _, refused := errors.AsType[*refusal](err); refused || errors.Is(err, errOutOfStep) {
+	if _, refused := errors.AsType[*refusal](err); refused {
 		return false
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -252,5 +254,24 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	p.value("footfall_database_connections", labels("state", "idle"), float64(idle))
 	p.single("footfall_database_wait_seconds_total", "counter", "Time that requests waited for a connection.", wait.Seconds())
 	write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", buf.Bytes())
+	return nil
+}
+
+// write sends an answer that is complete in memory. An error here means that
+// the client has left.
+func write(w http.ResponseWriter, status int, contentType string, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body)
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	body, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	write(w, http.StatusOK, "application/json", append(body, '\n'))
 	return nil
 }

@@ -548,9 +548,8 @@ func TestPanicInHalfAnAnswer(t *testing.T) {
 	assert.PanicsWithValue(t, http.ErrAbortHandler, func() { s.ask("GET", "/") })
 	assert.Contains(t, s.lines.String(), "handler panicked")
 	assert.Contains(t, s.lines.String(), `"msg":"request","method":"GET","route":"other","status":500,"bytes":4,`)
-	text := s.routes()
 	w := httptest.NewRecorder()
-	text.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	s.routes().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	assert.Equal(t, "1", metric(w.Body.String(), `footfall_http_requests_total{route="other",status="500"}`))
 }
 

@@ -9,6 +9,10 @@ import (
 	"fmt"
 )
 
+// minVisitorKey is the least length of VISITOR_KEY in bytes: as long as the
+// hash's output, below which HMAC gets weaker (RFC 2104, section 3).
+const minVisitorKey = 32
+
 // Names in the table settings.
 const (
 	settingKey         = "visitor_key"             // hex; only where none is configured

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -142,23 +140,4 @@ func (o *observer) Write(b []byte) (int, error) {
 	n, err := o.ResponseWriter.Write(b)
 	o.bytes += n
 	return n, err
-}
-
-// write sends an answer that is complete in memory. An error here means that
-// the client has left.
-func write(w http.ResponseWriter, status int, contentType string, body []byte) {
-	h := w.Header()
-	h.Set("Content-Type", contentType)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	w.Write(body)
-}
-
-func writeJSON(w http.ResponseWriter, v any) error {
-	body, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	write(w, http.StatusOK, "application/json", append(body, '\n'))
-	return nil
 }

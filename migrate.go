@@ -167,7 +167,9 @@ func transactionID(ctx context.Context, tx *sql.Tx) (id string, err error) {
 // again after a pause, for limit in all.
 func underMigrationLock(ctx context.Context, db *sql.DB, limit time.Duration, change func(*sql.Tx) error) error {
 	for deadline := time.Now().Add(limit); ; {
-		err := tryUnderMigrationLock(ctx, db, time.Until(deadline), change)
+		// Never 0, which would be no timeout at all.
+		wait := max(time.Until(deadline), time.Millisecond)
+		err := tryUnderMigrationLock(ctx, db, wait, change)
 		pg, ok := errors.AsType[*pgconn.PgError](err)
 		if !ok || pg.Code != "55P03" && pg.Code != "40P01" { // lock_not_available, deadlock_detected
 			return err

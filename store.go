@@ -83,6 +83,12 @@ type day struct {
 // utcDay returns the day of t: its midnight, UTC.
 func utcDay(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 
+// receipt is what a committed batch gives back.
+type receipt struct {
+	tally
+	numbers []int64 // for each visitor of the batch, in its order: all visits so far
+}
+
 // pastSQL reads a past: counting since, the server's version, the days before
 // $3 as (days before it, visits, visitors, new visitors).
 const pastSQL = `,
