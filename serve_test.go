@@ -35,14 +35,20 @@ func (r *running) awaitListening(t testing.TB) {
 	t.Helper()
 	r.awaitLine(t, listening.MatchString)
 	r.addr = listening.FindStringSubmatch(r.lines.String())[1]
-	r.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		if strings.HasPrefix(r.addr, "/") {
-			return d.DialContext(ctx, "unix", r.addr)
-		}
-		return d.DialContext(ctx, "tcp", r.addr)
-	}}}
+	r.client = &http.Client{Transport: &http.Transport{DialContext: dial(r.addr)}}
 	t.Cleanup(r.client.CloseIdleConnections)
+}
+
+// dial is a transport's DialContext to one host:port or socket's path, whatever
+// the URL says.
+func dial(addr string) func(context.Context, string, string) (net.Conn, error) {
+	network := "tcp"
+	if strings.HasPrefix(addr, "/") {
+		network = "unix"
+	}
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
 }
 
 // awaitReady returns when the service counts.
