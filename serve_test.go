@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -209,6 +210,25 @@ func TestServeWhileAnotherMigrates(t *testing.T) {
 	r.stop()
 	require.NoError(t, <-r.ended)
 	assert.Contains(t, r.lines.String(), `"msg":"stopped"`)
+}
+
+// A request that comes a moment before the database is prepared waits: where a
+// service is killed and started again, its clients get no error.
+func TestServeAnswersFirstRequestsLater(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := openTestStore(t, url)
+	prepared(t, s)
+	release := holdLock(t, s, `LOCK TABLE schema_migrations`)
+	r := startUnready(t, "DATABASE_URL", url)
+	request, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		WroteRequest: func(httptrace.WroteRequestInfo) { release() },
+	}), "GET", "http://footfall/", nil)
+	require.NoError(t, err)
+	answer, err := r.client.Do(request)
+	require.NoError(t, err)
+	answer.Body.Close()
+	assert.Equal(t, http.StatusOK, answer.StatusCode)
 }
 
 // What does not get better by itself ends the program at once.
