@@ -23,7 +23,7 @@ func TestDatabase(t *testing.T) {
 	require.NoError(t, err)
 	plug := func() { s.edge().must(t, "mknod /dev/nvme1n1 b 7 "+strings.TrimPrefix(volume.loop, "/dev/loop")) }
 	plug()
-	s.settings = []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, image), "-e", "monitoring=false",
+	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, image), "-e", "monitoring=false",
 		"-e", "requests_per_second=100000", "-e", "data_device=/dev/nvme1n1"}
 	site := func(t *testing.T, args ...string) play {
 		t.Helper()
