@@ -46,8 +46,8 @@ func testBackupAndRestore(t *testing.T, s *service) {
 	require.NotEmpty(t, dump, "the dump in the bucket")
 
 	t.Run("a failing dump is visible", func(t *testing.T) {
-		s.edge().must(t, "docker stop footfall-postgres; ! systemctl start footfall-backup.service")
-		s.edge().must(t, "docker start footfall-postgres")
+		s.edge().must(t, "systemctl stop postgresql@17-footfall; ! systemctl start footfall-backup.service")
+		s.edge().must(t, "systemctl start postgresql@17-footfall")
 		s.awaitPage(t, time.Minute, "the page counts again")
 		now := s.edge().must(t, "cat /var/lib/prometheus/node-exporter/footfall-backup.prom")
 		assert.NotContains(t, now, "footfall_backup_last_exit_status 0")
@@ -66,7 +66,7 @@ func testBackupAndRestore(t *testing.T, s *service) {
 	t.Run("the data are lost", func(t *testing.T) {
 		key := s.sql(t, "SELECT md5(string_agg(s::text, ',' ORDER BY s::text)) FROM settings s")
 		lost := s.totals(t).Visits - dumped.Visits
-		s.edge().must(t, "docker rm -f footfall-postgres && rm -rf /srv/footfall")
+		s.edge().must(t, "pg_dropcluster --stop 17 footfall && rm -rf /srv/footfall")
 		begin := time.Now()
 		// An empty database in its place, then the dump into that.
 		s.play(t, "site.yml").require(t)

@@ -51,18 +51,9 @@ func testFaults(t *testing.T, s *service) {
 		before := s.totals(t)
 		starts := s.starts(t)
 		l := startLoad(t, s.url("/"), 8, pause)
-		started := s.edge().must(t, "docker inspect -f '{{.State.StartedAt}}' footfall-postgres")
-		s.edge().must(t, "kill -9 $(docker inspect -f '{{.State.Pid}}' footfall-postgres)")
-		begin := time.Now()
-		eventually(t, time.Minute, "Docker starts PostgreSQL again", func() error {
-			now, err := s.edge().sh("docker inspect -f '{{.State.StartedAt}}' footfall-postgres && docker exec footfall-postgres pg_isready -q -h 127.0.0.1")
-			if err == nil && now == started {
-				err = fmt.Errorf("not yet")
-			}
-			return err
-		})
-		s.awaitPage(t, time.Minute, "the page counts again")
-		away := time.Since(begin)
+		killed := s.edge().must(t, "systemctl show -P MainPID postgresql@17-footfall")
+		s.edge().must(t, "kill -9 "+killed)
+		away := s.awaitRestart(t, killed)
 		r := l.finish()
 		record("PostgreSQL killed", r.Requests, r.Failed, away, "slowest answer %d ms", r.Slowest.Milliseconds())
 		assert.Less(t, r.Slowest, 5*time.Second, "%s", r)
@@ -73,7 +64,7 @@ func testFaults(t *testing.T, s *service) {
 	t.Run("database stopped", func(t *testing.T) {
 		before := s.totals(t)
 		starts := s.starts(t)
-		s.edge().must(t, "docker stop footfall-postgres")
+		s.edge().must(t, "systemctl stop postgresql@17-footfall")
 		begin := time.Now()
 		status, body, err := s.get("/")
 		took := time.Since(begin)
@@ -81,7 +72,7 @@ func testFaults(t *testing.T, s *service) {
 		assert.Equal(t, http.StatusServiceUnavailable, status)
 		assert.Contains(t, body, "The database does not answer.")
 		assert.Less(t, took, 3*time.Second)
-		s.edge().must(t, "docker start footfall-postgres")
+		s.edge().must(t, "systemctl start postgresql@17-footfall")
 		back := s.awaitPage(t, time.Minute, "the page counts again")
 		record("PostgreSQL stopped and started", 0, 0, back, "until it counts again; page says so after %d ms", took.Milliseconds())
 		assert.Equal(t, starts, s.starts(t), "the service was restarted")

@@ -36,7 +36,7 @@ func TestProvision(t *testing.T) {
 		return run(t, slices.Concat(args, []string{"--tags", "fleet"})...)
 	}
 	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)),
-		"-e", "postgres_image_archive=" + archive(t, "postgres:17"), "-e", "requests_per_second=100000",
+		"-e", "requests_per_second=100000",
 		"-e", "monitoring=false"} // TestService has it
 	site := func(t *testing.T, args ...string) play {
 		t.Helper()

@@ -53,7 +53,7 @@ func converged(t *testing.T) *service {
 	image := release(t)
 	s.fleet = bootHosts(t, 2)
 	s.operator = startOperator(t, s.network)
-	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "postgres_image_archive=" + archive(t, "postgres:17"),
+	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(),
 		"-e", "monitoring_webhook=" + s.operator.hook + "/alert", "-e", "monitoring_heartbeat=" + s.operator.hook + "/heartbeat",
 		"-e", "monitoring_email=operator@example.org", "-e", "monitoring_smtp=" + s.operator.smtp,
 		// All of a test's clients have one address.
@@ -159,7 +159,7 @@ func (s *service) running(t *testing.T) []string {
 // sql asks the service's database.
 func (s *service) sql(t *testing.T, query string) string {
 	t.Helper()
-	return s.edge().must(t, fmt.Sprintf("docker exec footfall-postgres psql -U postgres -d footfall -qAtc %q", query))
+	return s.edge().must(t, fmt.Sprintf("cd / && runuser -u postgres -- psql -X -d footfall -qAtc %q", query))
 }
 
 // recount runs footfall verify on the live database; it fails on a difference.
