@@ -30,6 +30,7 @@ func TestService(t *testing.T) {
 		{"Converge", testConverge},
 		{"DeployFaults", testDeployFaults},
 		{"DeployUnderLoad", testDeployUnderLoad},
+		{"Operator", testOperator},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
