@@ -191,9 +191,31 @@ publish: ## tag this commit and publish the release with its notes
 
 ##### deploy
 
+FLEET := delivery/ansible.sh $(CURDIR)/delivery/fleet.py
+
 .PHONY: deploy
-deploy: ## DEPLOY_VERSION=1.4.1 SITE_URL=https://…: deploy it; if that fails, the version before it again
-	@delivery/deploy.sh
+deploy: ## DEPLOY_VERSION=1.4.1: that release on all hosts, or on none
+	@$(FLEET) deploy "$${DEPLOY_VERSION:-}" "$${IMAGE:-}"
+
+.PHONY: rollback
+rollback: ## the last release that served before this one, or DEPLOY_VERSION=1.4.0
+	@$(FLEET) rollback $${DEPLOY_VERSION:+"$$DEPLOY_VERSION"}
+
+.PHONY: status
+status: ## a line a host, exit status 2 if anything is red; JSON=yes for machines
+	@$(FLEET) status $(if $(JSON),--json)
+
+.PHONY: logs
+logs: ## of all hosts in one stream; SINCE=10m FOLLOW=yes GREP=error
+	@$(FLEET) logs "$${SINCE:-10m}" $(if $(FOLLOW),--follow) $(if $(GREP),| grep --line-buffered -e "$${GREP}" || true)
+
+.PHONY: history
+history: ## who deployed what, when, and what became of it
+	@$(FLEET) history
+
+.PHONY: psql
+psql: ## the shell of the database on the first host
+	@$(FLEET) psql
 
 .PHONY: restore-drill
 restore-drill: ## restore the last dump into a scratch database beside the live one

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,22 +62,29 @@ func init() {
 	first := make(chan play)
 	go func() { first <- s.deploy(t, broken, "-e", "app_ready_timeout=20") }()
 	eventually(t, time.Minute, "the broken release's deployment takes the lock", func() error {
-		_, err := s.edge().sh("systemctl is-active footfall-deploy")
+		_, err := s.edge().sh("! flock --nonblock /run/footfall.lock true")
 		return err
 	})
 	second := s.play(t, "deploy.yml", "-e", "version="+s.version)
 	assert.Error(t, second.Err)
-	assert.Contains(t, second.Output, "take the deploy lock on footfall-1: held, Deployment by")
+	assert.Contains(t, second.Output, "take the lock of the fleet: held by unknown at controller since ")
 	p = part("release that never gets ready", func() play { return <-first })
 	assert.Error(t, p.Err)
 	assert.Contains(t, p.Output, "this release hangs before it serves", "the container's log")
+	assert.Contains(t, p.Output, broken+" is not ready after 20 s, restarted 0 times; /readyz: 000")
 	assert.Equal(t, []string{upgrade, upgrade}, s.running(t))
 	for _, h := range s.hosts {
-		assert.NotContains(t, h.must(t, "docker ps -a --format '{{.Image}}'"), ":"+broken)
+		eventually(t, time.Minute, "the broken release is kept, stopped", func() error {
+			if all := h.must(t, "docker ps -a --format '{{.Image}} {{.State}}'"); !strings.Contains(all, ":"+broken+" exited") {
+				return fmt.Errorf("%s", all)
+			}
+			return nil
+		})
 	}
 
 	p = part("rollback", func() play { return s.deploy(t, s.version) })
 	p.require(t)
+	assert.Regexp(t, upgrade+` -> `+s.version+` on footfall-1, footfall-2\s+in \d+ s, 0\s+of\s+\d+\s+probes\s+failed;\s+back:\s+ansible-playbook\s+deploy.yml\s+-e\s+version=`+upgrade, p.Output)
 	visits += 2
 	assert.Equal(t, []string{s.version, s.version}, s.running(t))
 	eventually(t, 3*time.Minute, "50,000 requests", func() error {
@@ -94,7 +102,11 @@ func init() {
 	t.Log(s.recount(t))
 
 	history := s.edge().must(t, "cat /var/lib/footfall/deployments.jsonl")
-	assert.Regexp(t, `(?s)"to": "99.1.0", "result": "deployed".*"to": "99.2.0", "result": "failed".*"from": "99.1.0", "to": "`+s.version+`", "result": "deployed"`, history)
+	assert.Regexp(t, `(?s)"to": "99.1.0", "without": \[\], "result": "deployed".*"to": "99.2.0", "without": \[\], "result": "failed".*"from": "99.1.0", "to": "`+s.version+`", "without": \[\], "result": "deployed"`, history)
+	eventually(t, time.Minute, "the old slot is gone", func() error {
+		_, err := s.edge().sh("! systemctl is-active footfall-drain")
+		return err
+	})
 	images := s.edge().must(t, "docker images --format '{{.Tag}}' "+appImage())
 	assert.NotContains(t, images, broken, "a failed release's image is kept")
 	assert.Contains(t, images, upgrade, "the way forward again")

@@ -28,7 +28,9 @@ func TestService(t *testing.T) {
 		{"BackupAndRestore", testBackupAndRestore},
 		{"Browser", testBrowser},
 		{"Converge", testConverge},
+		{"DeployFaults", testDeployFaults},
 		{"DeployUnderLoad", testDeployUnderLoad},
+		{"Operator", testOperator},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
@@ -80,7 +82,7 @@ func (s *service) play(t *testing.T, playbook string, args ...string) play {
 // deploy runs deploy.yml for a version whose image is on this machine.
 func (s *service) deploy(t *testing.T, version string, args ...string) play {
 	t.Helper()
-	return s.play(t, "deploy.yml", append(args, "-e", "version="+version, "-e", "app_image_archive="+archive(t, appImage()+":"+version))...)
+	return s.play(t, "deploy.yml", append([]string{"-e", "version=" + version, "-e", "app_image_archive=" + archive(t, appImage()+":"+version)}, args...)...)
 }
 
 // variant makes a release's image from a changed copy of the repository.
