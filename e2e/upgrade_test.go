@@ -19,7 +19,7 @@ func TestUpgradePostgres(t *testing.T) {
 	s := &service{fleet: bootHosts(t, 1), version: repoVersion(t)}
 	defer s.remove()
 	s.edge().must(t, "sed 's/trixie main/bookworm main/' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep '^deb .*bookworm main' > /etc/apt/sources.list.d/older.list")
-	s.settings = []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, image), "-e", "monitoring=false",
+	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, image), "-e", "monitoring=false",
 		"-e", "requests_per_second=100000"}
 	const old, new = "postgres_version=15", "postgres_version=17"
 	s.play(t, "site.yml", "-e", old).require(t)
