@@ -70,7 +70,7 @@ func TestPageStates(t *testing.T) {
 			aTally(), you{Result: isBot, Source: fromPeer}, 0,
 			[]string{
 				"You have not been counted on this page.",
-				"This visit was not counted: your browser calls itself a bot, crawler, spider or monitor. Recognised by your direct address.",
+				"This visit was not counted: your browser calls itself a bot, crawler, spider, monitor or link preview. Recognised by your direct address.",
 				"0 visitors 0 visits 0 visits today", "no visit on any of these days", "today, 2 Mar: 0",
 			},
 			[]string{"most:", "This visit was counted"},
