@@ -236,8 +236,7 @@ func (s *server) ready(ctx context.Context) error {
 		s.log.WarnContext(ctx, "not ready", "err", err)
 		return errNoDatabase
 	case schema < s.schema:
-		return &publicError{http.StatusServiceUnavailable,
-			fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", schema, s.schema)}
+		return &publicError{http.StatusServiceUnavailable, behind(schema, s.schema)}
 	case readOnly:
 		return &publicError{http.StatusServiceUnavailable, "the database is read-only"}
 	}

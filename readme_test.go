@@ -84,7 +84,7 @@ func TestReadmeNamesEverything(t *testing.T) {
 		assert.Contains(t, string(text), "`"+key+"`", "README.md")
 		assert.Contains(t, helpText, key, "footfall help")
 	}
-	for _, command := range []string{"serve", "migrate", "verify", "healthcheck", "dev", "version", "help"} {
+	for _, command := range []string{"serve", "migrate", "verify", "forget", "healthcheck", "dev", "version", "help"} {
 		assert.Contains(t, string(text), "footfall "+command, "README.md")
 		assert.Contains(t, helpText, command, "footfall help")
 	}
