@@ -266,6 +266,7 @@ func TestPageContrast(t *testing.T) {
 		assert.GreaterOrEqual(t, contrast(t, colors["today"], colors["bar"]), 2.0)
 	}
 	assert.NotRegexp(t, `[^-]color: *#|fill: *#|background: *#`, css, "a colour that this test does not see")
+	assert.NotContains(t, css, "width: 100vw", "wider than a window with a scroll bar: the page would scroll sideways")
 	assert.NotContains(t, css, "url(")
 	assert.NotContains(t, css, "@import")
 }
