@@ -105,7 +105,7 @@ lint: need-shellcheck need-yamllint need-promtool ## static, and everything that
 	if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else $(COMPOSE_GO) compose.yaml >/dev/null; fi
 	@$(MAKE) --no-print-directory vuln
 
-# A laptop without a network must still be able to lint: only CI fails where the database is away, not its rehearsal.
+# A laptop without a network must still be able to lint: only CI fails where the database cannot be reached, not its rehearsal.
 .PHONY: vuln
 vuln: ## look for known vulnerabilities in what the program calls
 	@status=0; out=$$($(GOVULNCHECK) ./... 2>&1) || status=$$?; echo "$$out"; \

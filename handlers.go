@@ -24,6 +24,7 @@ type server struct {
 	build    build
 	store    *store
 	counter  atomic.Pointer[counter] // nil: the database is not prepared yet
+	counting chan struct{}           // closed when there is a counter
 	page     *page
 	metrics  *metrics
 	log      *slog.Logger
@@ -41,7 +42,7 @@ type counter struct {
 func newServer(cfg config, log *slog.Logger) *server {
 	b := thisBuild()
 	return &server{
-		cfg: cfg, build: b, store: openStore(cfg.Database),
+		cfg: cfg, build: b, store: openStore(cfg.Database), counting: make(chan struct{}),
 		page:    &page{version: b.Version, userName: cfg.UserName, userURL: cfg.UserURL},
 		metrics: newMetrics(), log: log, schema: len(ourMigrations()), now: time.Now,
 	}
@@ -51,6 +52,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 const (
 	readTimeout  = 1800 * time.Millisecond // of everything that reads: like visitTimeout
 	readyTimeout = time.Second
+	startTimeout = time.Second // of a request for the page that comes before the database is prepared
 )
 
 // routes is the whole URL space.
@@ -160,6 +162,13 @@ var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCount
 // visit counts a visit of addr, or only looks, and returns the visitor's number
 // and the page.
 func (s *server) visit(ctx context.Context, addr netip.Addr, count bool) (int64, *everyone, error) {
+	// A service that was killed and started again answers its first requests a
+	// little later, not with an error.
+	select {
+	case <-s.counting:
+	case <-ctx.Done():
+	case <-time.After(startTimeout):
+	}
 	c := s.counter.Load()
 	if c == nil {
 		return 0, nil, errStarting

@@ -78,6 +78,7 @@ func (s *server) prepare(ctx context.Context) error {
 		switch {
 		case err == nil:
 			s.counter.Store(&counter{h, newRecorder(s.store, s.log, s.metrics)})
+			close(s.counting)
 			s.log.Info("ready", "ms", time.Since(start).Milliseconds())
 			return nil
 		case ctx.Err() != nil:

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,14 +36,20 @@ func (r *running) awaitListening(t testing.TB) {
 	t.Helper()
 	r.awaitLine(t, listening.MatchString)
 	r.addr = listening.FindStringSubmatch(r.lines.String())[1]
-	r.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		if strings.HasPrefix(r.addr, "/") {
-			return d.DialContext(ctx, "unix", r.addr)
-		}
-		return d.DialContext(ctx, "tcp", r.addr)
-	}}}
+	r.client = &http.Client{Transport: &http.Transport{DialContext: dial(r.addr)}}
 	t.Cleanup(r.client.CloseIdleConnections)
+}
+
+// dial is a transport's DialContext to one host:port or socket's path, whatever
+// the URL says.
+func dial(addr string) func(context.Context, string, string) (net.Conn, error) {
+	network := "tcp"
+	if strings.HasPrefix(addr, "/") {
+		network = "unix"
+	}
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}
 }
 
 // awaitReady returns when the service counts.
@@ -203,6 +210,25 @@ func TestServeWhileAnotherMigrates(t *testing.T) {
 	r.stop()
 	require.NoError(t, <-r.ended)
 	assert.Contains(t, r.lines.String(), `"msg":"stopped"`)
+}
+
+// A request that comes a moment before the database is prepared waits: where a
+// service is killed and started again, its clients get no error.
+func TestServeAnswersFirstRequestsLater(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := openTestStore(t, url)
+	prepared(t, s)
+	release := holdLock(t, s, `LOCK TABLE schema_migrations`)
+	r := startUnready(t, "DATABASE_URL", url)
+	request, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		WroteRequest: func(httptrace.WroteRequestInfo) { release() },
+	}), "GET", "http://footfall/", nil)
+	require.NoError(t, err)
+	answer, err := r.client.Do(request)
+	require.NoError(t, err)
+	answer.Body.Close()
+	assert.Equal(t, http.StatusOK, answer.StatusCode)
 }
 
 // What does not get better by itself ends the program at once.

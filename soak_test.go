@@ -43,13 +43,11 @@ func TestSoakFaults(t *testing.T) {
 	// What is confirmed must survive the server's fall: no fast options here.
 	postgres := newCluster(t, "fsync=on", "full_page_writes=on")
 	cutter, through := newCutter(t, postgres.url("footfall"))
-	// One address for all lives of the program, as behind systemd.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	listen := ln.Addr().String()
-	require.NoError(t, ln.Close())
+	// One socket for all lives of the program, as on a deployed host: a client's
+	// connection can take a port while the program is dead, but never a socket.
+	socket := filepath.Join(t.TempDir(), "footfall.sock")
 	begin := func() (*exec.Cmd, *running) {
-		cmd := command(t, nil, "DATABASE_URL", through, "LISTEN_ADDR", listen)
+		cmd := command(t, nil, "DATABASE_URL", through, "LISTEN_ADDR", "unix:"+socket)
 		r := startProcess(t, cmd)
 		r.lines.drop()
 		return cmd, r
@@ -69,7 +67,7 @@ func TestSoakFaults(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, uint64(i+1)))
 		// A connection for each visit: over one that breaks before its answer,
 		// net/http sends a GET a second time, and the test could not count along.
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial(socket)}, Timeout: 10 * time.Second}
 		wg.Go(func() {
 			for {
 				select {
@@ -80,7 +78,7 @@ func TestSoakFaults(t *testing.T) {
 				pause.RLock()
 				visitor := random.IntN(visitors)
 				sent := time.Now()
-				number, err := visitPage(client, "http://"+listen+"/", visitor)
+				number, err := visitPage(client, "http://footfall/", visitor)
 				dial, failed := errors.AsType[*net.OpError](err)
 				refused := failed && dial.Op == "dial"
 				if !refused { // then there was no visit

@@ -24,8 +24,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// command prepares a program that ends with ctx, by SIGINT. A terminal's ^C
-// reaches us alone: what we started is ended in our order.
+// command prepares a program that SIGINT ends when ctx does. It has its own
+// process group, so that a terminal's ^C reaches the benchmark alone, which then
+// ends its programs in order.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -44,16 +45,15 @@ func output(cmd *exec.Cmd) (string, error) {
 	return string(out), nil
 }
 
-// database is a private PostgreSQL, made by footfall dev and alone on the
-// machine's disk but for what else runs there.
+// database is a private PostgreSQL that footfall dev makes.
 type database struct {
 	dev        *exec.Cmd
 	conn       *pgx.Conn // to database postgres
 	postmaster int
 }
 
-// settings are those that matter under this load. Nothing here makes a commit
-// less durable: fsync and synchronous_commit stay on.
+// settings are PostgreSQL's for every run. None makes a commit less durable:
+// fsync and synchronous_commit stay on.
 var settings = []string{
 	"shared_buffers = '1GB'", // a quarter of a 4 GiB host (PostgreSQL's manual, 19.4.1)
 	"max_wal_size = '4GB'",
@@ -103,7 +103,7 @@ func (d *database) start(ctx context.Context, footfall, dir string) error {
 			break // it can be used, and stopped
 		}
 	}
-	go io.Copy(io.Discard, out) // else footfall dev would stand still when the pipe is full
+	go io.Copy(io.Discard, out) // else footfall dev blocks when the pipe is full
 	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ func (d *database) exists(ctx context.Context, name string) (found bool, err err
 	return found, err
 }
 
-// store makes a database with visitors, as if each had come once, today.
+// store makes a database with visitors, each of whom came once, today.
 func (b *bench) store(ctx context.Context, name string, visitors int) error {
 	log.Printf("storing %d visitors", visitors)
 	if _, err := b.db.conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
@@ -256,7 +256,7 @@ func (b *bench) store(ctx context.Context, name string, visitors int) error {
 	return err
 }
 
-// afterwards asks the databases what the rounds left there.
+// afterwards verifies the databases and reads what the rounds left in them.
 func (b *bench) afterwards(ctx context.Context, r *results, chosen []cell) error {
 	for _, c := range chosen {
 		if _, known := r.HOT[c.Database]; known || c.Program != "footfall" || c.State == empty {
@@ -270,7 +270,7 @@ func (b *bench) afterwards(ctx context.Context, r *results, chosen []cell) error
 			return err
 		}
 		r.HOT[c.Database] = hot
-		// Figures of a program that counts wrongly would be worth nothing.
+		// The rate of a program that counts wrongly means nothing.
 		verify := command(ctx, b.programs["footfall"], "verify")
 		verify.Env = b.environment(c.Database)
 		if _, err := output(verify); err != nil {
@@ -350,7 +350,7 @@ func (b *bench) start(ctx context.Context, name, database string, env ...string)
 			}
 		}
 		if ctx.Err() != nil || time.Since(began) > 10*time.Second {
-			said, _ := os.ReadFile(p.log.Name()) // better half a message than none
+			said, _ := os.ReadFile(p.log.Name()) // an incomplete message is better than none
 			return nil, errors.Join(fmt.Errorf("%s is not ready after 10 s:\n%s", name, said), p.stop())
 		}
 		time.Sleep(time.Millisecond)

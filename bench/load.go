@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// usage is CPU time in seconds, by who used it.
+// usage is CPU time in seconds, by user.
 type usage struct{ program, database, machine, waitedProgram, waitedDatabase float64 }
 
 func (b *bench) usage(p *program) usage {
@@ -28,7 +28,7 @@ func (b *bench) usage(p *program) usage {
 	return u
 }
 
-// others is the share of the machine that went to none of ours.
+// others is the share of the machine's CPU time that other programs took.
 func others(before, after usage, load *exec.Cmd, wall float64) float64 {
 	ours := after.program - before.program + after.database - before.database +
 		(load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds()
@@ -199,7 +199,7 @@ func (b *bench) latency(ctx context.Context, c cell, rate float64) (latency, err
 	if err != nil {
 		return latency{}, err
 	}
-	defer p.stop() // the figures stand
+	defer p.stop() // an error here does not change the figures
 	file, results := filepath.Join(b.dir, "targets"), filepath.Join(b.dir, "answers")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(targets.String(), "ADDR", p.addr)), 0o644); err != nil {
 		return latency{}, err

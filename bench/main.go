@@ -24,7 +24,7 @@ import (
 type cell struct {
 	Program      string // footfall, or one of variants/
 	Database     string
-	Visitors     int // who visit
+	Visitors     int // that the visits are drawn from
 	Connections  int
 	Distribution string // of the visits over the visitors: uniform, zipf
 	State        state  // of the table when a run begins
@@ -84,7 +84,7 @@ type sample struct {
 	WAL, Reads              float64 // a request: bytes; pages that PostgreSQL's buffers did not hold
 }
 
-// results is everything that was seen; report.go draws it.
+// results is everything that was measured; report.go writes it.
 type results struct {
 	Machine, Postgres, Go, Commit string
 	Began                         time.Time
@@ -124,7 +124,7 @@ func main() {
 type options struct {
 	rounds, seconds int
 	only            *regexp.Regexp
-	settings        []string // of PostgreSQL, beside those that it always gets
+	settings        []string // of PostgreSQL, in addition to the fixed ones
 }
 
 // bench is what all measurements share.
@@ -135,7 +135,7 @@ type bench struct {
 	vegeta   string
 	db       *database
 	key      string           // VISITOR_KEY
-	seed     int              // of the visitors that were drawn last; each time others are drawn
+	seed     int              // of the last draw of visitors; each draw has another
 	batches  map[cell]float64 // visits a batch in this round, by footfall's cell
 }
 
@@ -263,7 +263,7 @@ func (b *bench) run(ctx context.Context, c cell) (sample, error) {
 	if c.Program == "limit" {
 		size, measured := b.batches[c.counterpart()]
 		if !measured {
-			return sample{}, errors.New("limit renews its page as often as footfall did: let -only match that cell of footfall, too")
+			return sample{}, errors.New("limit renews its page as often as footfall did: let -only match that cell of footfall as well")
 		}
 		env = []string{fmt.Sprintf("VISITS_A_BATCH=%.0f", size)}
 	}

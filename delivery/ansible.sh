@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# ansible.sh PROGRAM ARGUMENT…: runs one of Ansible's programs in ansible/. This machine's own if it is as new as the
-# playbooks want (Debian 13 and later), else Debian 13's in a container, the one in which the end-to-end tests type.
+# ansible.sh PROGRAM ARGUMENT…: runs one of Ansible's programs in ansible/: the one on this machine if it is new enough
+# (Debian 13 and later), else Debian 13's in a container, the one that the end-to-end tests use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -26,7 +26,7 @@ if new_enough "$1"; then
 	"$@"
 elif docker version >/dev/null 2>&1; then
 	docker build --quiet --tag footfall-controller e2e/images/controller >/dev/null
-	# The agent and the cloud's short-lived keys go in by name: their values stand on no command line.
+	# The agent and the cloud's short-lived keys go in by name: their values are on no command line.
 	docker run --rm --init --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/ssh \
 		${SSH_AUTH_SOCK:+--volume "$SSH_AUTH_SOCK:$SSH_AUTH_SOCK" --env SSH_AUTH_SOCK} \
 		--env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN footfall-controller \

@@ -109,8 +109,8 @@ var (
 	pinned = regexp.MustCompile(`uses: (\./\.github/workflows/[\w-]+\.yml|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
 )
 
-// workflows: a workflow only calls targets of the Makefile, and carries what keeps a stranger's code at bay. It is read
-// by lines, not as YAML: one way to write a step is allowed, and every line that looks like another is refused.
+// workflows: a workflow only calls targets of the Makefile, and limits what a stranger's code may do. It is read
+// by lines, not as YAML: one way to write a step is allowed, and lines that look like another way are refused.
 func workflows(root string) ([]string, error) {
 	makefile, err := os.ReadFile(filepath.Join(root, "Makefile"))
 	if err != nil {
@@ -144,13 +144,13 @@ func workflows(root string) ([]string, error) {
 					say(n, "calls make %s, which the Makefile does not have: name one of its targets or add this one", m[1])
 				}
 			} else if run.MatchString(line) {
-				say(n, `runs something else than a target: write "run: make TARGET", which a person can run as well`)
+				say(n, `runs something other than a target: write "run: make TARGET", which a person can run as well`)
 			}
 			if uses.MatchString(line) && !pinned.MatchString(line) {
 				say(n, `uses an action by a name that can move: pin its commit, "uses: OWNER/NAME@40-HEX-DIGITS # v1.2.3"`)
 			}
 		}
-		// As often as the first stands there, the second must.
+		// The second must be there as often as the first.
 		for _, pair := range [][2]string{
 			{"\non:", "\npermissions:"},
 			{"\non:", "\nconcurrency:"},

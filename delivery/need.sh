@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# need.sh NAME: makes sure that a program which the tests or `make run` need is on this machine, and installs it
-# with the system's package manager if not. Does nothing, in milliseconds, when it is there.
+# need.sh NAME: installs a program that the tests or `make run` need with the system's package manager.
+# Does nothing, in milliseconds, when it is there.
 set -euo pipefail
 
 found() {
@@ -25,7 +25,7 @@ as_root() {
 with_apt() {
 	local cluster=/etc/postgresql-common/createcluster.d/footfall.conf policy=/usr/sbin/policy-rc.d unit
 	[ -e $policy ] && policy=
-	# shellcheck disable=SC2064 # the values of now are meant
+	# shellcheck disable=SC2064 # expand now
 	trap "as_root rm -f $cluster $policy" EXIT
 	as_root mkdir -p "${cluster%/*}"
 	echo 'create_main_cluster = false' | as_root tee $cluster >/dev/null
@@ -46,7 +46,7 @@ with_apt() {
 name=$1
 if found "$name"; then exit 0; fi
 
-# dnf knows a package by a file in it, so only Debian's and Homebrew's names stand here.
+# dnf knows a package by a file in it, so only Debian's and Homebrew's names are needed.
 case $name in
 postgres) deb=postgresql rpm=/usr/bin/initdb brew=postgresql@17 ;;
 promtool) deb=prometheus rpm=/usr/bin/promtool brew=prometheus ;;

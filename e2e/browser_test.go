@@ -23,12 +23,12 @@ func testBrowser(t *testing.T, s *service) {
 		netLog := filepath.Join(t.TempDir(), "net.json")
 		dom, log := chromium(t, s.edge().ip, "--dump-dom", "--log-net-log="+netLog, s.url("/"))
 		number := digits(t, dom, `You have visited this page <strong>(.*?)</strong>`)
-		assert.Equal(t, "t", s.sql(t, "SELECT EXISTS (SELECT FROM visitors WHERE visits = "+number+")"), "nobody has %s visits", number)
+		assert.Equal(t, "t", s.sql(t, "SELECT EXISTS (SELECT FROM visitors WHERE visits = "+number+")"), "no visitor has %s visits", number)
 		assert.Equal(t, s.sql(t, "SELECT visitors, visits FROM totals"),
 			digits(t, dom, `<b>([^<]*)</b> visitors?\s*</li>`)+"|"+digits(t, dom, `<b>([^<]*)</b> visits?\s*</li>`))
 		assert.Contains(t, dom, "footfall "+s.version)
 
-		// A violation of the content security policy is a line on the console, too.
+		// A violation of the content security policy is a line on the console as well.
 		assert.NotContains(t, log, "CONSOLE")
 		requests, err := os.ReadFile(netLog)
 		require.NoError(t, err)

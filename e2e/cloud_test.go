@@ -247,7 +247,7 @@ func (c *cloud) hostKey(id string) ([]byte, error) {
 	return []byte(lines.String()), nil
 }
 
-// remove takes away the hosts and the network.
+// remove removes the hosts and the network.
 func (c *cloud) remove() {
 	f := fleet{network: c.network}
 	for _, h := range c.hosts {

@@ -94,7 +94,7 @@ func TestContainers(t *testing.T) {
 	}
 	visit(clients[0])
 	visit(clients[1])
-	visit(clients[1], "X-Forwarded-For: 192.0.2.77") // nobody's proxy: not believed
+	visit(clients[1], "X-Forwarded-For: 192.0.2.77") // not through a trusted proxy: not believed
 	_, err = sh("curl", "-sSf", "-o", "/dev/null", "http://127.0.0.1:"+port+"/")
 	require.NoError(t, err)
 	counted := func() (visits, visitors int) {
@@ -136,7 +136,7 @@ func TestContainers(t *testing.T) {
 	assert.Equal(t, "exited", c.State.Status)
 	assert.Zero(t, c.State.ExitCode)
 
-	// Made anew, from nothing but the volumes.
+	// Made again, from the volumes alone.
 	_, err = compose("down")
 	require.NoError(t, err)
 	_, err = compose("up", "--detach", "--wait")

@@ -50,8 +50,8 @@ func engineSocket() string {
 	return "/var/run/docker.sock"
 }
 
-// isolateController takes away the way out of the controller: the addresses that an emulated cloud
-// makes up are somebody's real ones, and must be out of reach.
+// isolateController removes the controller's default route: the addresses that an emulated cloud
+// makes up belong to real hosts on the internet, which the tests must not reach.
 func isolateController() error {
 	_, err := docker("exec", controllerName(), "sh", "-c", "while ip route del default 2>/dev/null; do :; done; ! ip route | grep default")
 	return err

@@ -82,8 +82,8 @@ func install(commands ...string) error {
 	})
 }
 
-// startEngine uses the engine that answers, or starts one of its own, with everything it keeps in
-// one folder, and stops it at the end.
+// startEngine uses the engine that answers, or starts one that keeps everything in one folder, and
+// stops it at the end.
 func startEngine() error {
 	if _, err := docker("info"); err == nil {
 		return install("mmdebstrap=mmdebstrap", "ssh-keygen=openssh-client")
@@ -92,7 +92,7 @@ func startEngine() error {
 	if err != nil {
 		return err
 	}
-	if err := install("docker=docker-cli"); err != nil { // a package of its own since Debian 13
+	if err := install("docker=docker-cli"); err != nil { // a separate package since Debian 13
 		return err
 	}
 	const home = "/var/tmp/footfall-e2e"
@@ -109,7 +109,7 @@ func startEngine() error {
 	engine := exec.Command("dockerd", "--host", socket, "--data-root", home+"/data",
 		"--exec-root", home+"/exec", "--pidfile", home+"/dockerd.pid")
 	engine.Stdout, engine.Stderr = log, log
-	// A group of its own: Ctrl-C reaches the tests, which then still need the engine to clean up.
+	// Its own process group: Ctrl-C reaches the tests alone, which then need the engine to clean up.
 	engine.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := engine.Start(); err != nil {
 		return err
@@ -155,7 +155,7 @@ func sweep() {
 	sweepDevices()
 }
 
-// alive tells whether the run with that process id still goes on.
+// alive reports whether the run with that process id still goes on.
 func alive(pid string) bool {
 	comm, err := os.ReadFile("/proc/" + pid + "/comm")
 	return err == nil && strings.HasPrefix(string(comm), "e2e.test")
@@ -174,7 +174,7 @@ func remove(filter string) {
 }
 
 // Images of the harness carry the hash of what they are made from in this label; with a different
-// hash they are made anew. Images of the same name without the label are the real ones: used as is.
+// hash they are made again. Images of the same name without the label are the real ones: used as is.
 const recipeLabel = "footfall.e2e.recipe"
 
 const (

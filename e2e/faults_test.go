@@ -14,7 +14,7 @@ import (
 )
 
 // testFaults breaks one part after the other while clients ask on, and lets the service come back
-// by itself. Each fault says how long the page was away and what the clients saw of it.
+// by itself. Each fault records for how long nothing was counted and what the clients saw.
 func testFaults(t *testing.T, s *service) {
 	pause := 20 * time.Millisecond
 	s.visit(t) // the clients of all the load are this one visitor
@@ -163,7 +163,7 @@ func testFaults(t *testing.T, s *service) {
 	})
 }
 
-// starts tells when each host's service was started.
+// starts returns when each host's service was started.
 func (s *service) starts(t *testing.T) (all []string) {
 	t.Helper()
 	for _, h := range s.hosts {

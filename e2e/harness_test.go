@@ -31,7 +31,7 @@ func TestHarness(t *testing.T) {
 	p = f.ansible(t, playbook)
 	assert.Equal(t, 0, p.Changed, "%v", p.Tasks)
 
-	// An address outside: documentation range of RFC 5737, nobody's.
+	// An address outside: from the documentation range of RFC 5737.
 	_, err := docker("exec", controllerName(), "ip", "route", "get", "192.0.2.1")
 	assert.ErrorContains(t, err, "unreachable")
 

@@ -27,7 +27,7 @@ type network struct {
 var networks int
 
 // newNetwork makes a bridge with the given range, or for "" with the first free one of 10.83.0.0/16.
-// Addresses that nobody chose come from the range automatic, if given.
+// Addresses that the test does not choose come from the range automatic, if given.
 func newNetwork(t *testing.T, prefix, automatic string) network {
 	t.Helper()
 	networks++
@@ -156,7 +156,7 @@ func (h *host) awaitBoot(t *testing.T) {
 	})
 }
 
-// bootHosts boots n fresh hosts in a network of their own and writes their inventory: group
+// bootHosts boots n fresh hosts in their own network and writes their inventory: group
 // footfall, the hosts footfall-1 to footfall-n.
 func bootHosts(t *testing.T, n int) *fleet {
 	t.Helper()
@@ -201,7 +201,7 @@ func (f *fleet) writeInventory(t *testing.T) {
 	require.NoError(t, os.WriteFile(knownHosts, []byte(known.String()), 0o600))
 }
 
-// remove takes the fleet's hosts and network away before the run's end.
+// remove removes the fleet's hosts and network before the run's end.
 func (f *fleet) remove() {
 	for _, h := range f.hosts {
 		docker("rm", "-f", "-v", h.container)

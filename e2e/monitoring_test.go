@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An operator is whom the monitoring tells: a mailbox in the controller, and a hook here.
+// An operator receives the alerts: in a mailbox in the controller and by a hook here.
 type operator struct {
 	hook string // http://host:port
 	smtp string // host:port
@@ -29,7 +29,7 @@ type operator struct {
 	calls map[string][]string // of the hook: bodies by path
 }
 
-// startOperator starts, until the end of the run, whom the hosts of a network tell.
+// startOperator starts an operator for the hosts of a network; it ends with the run.
 func startOperator(t *testing.T, n network) *operator {
 	t.Helper()
 	listener, err := net.Listen("tcp", net.JoinHostPort(n.addr(1), "0"))
@@ -149,7 +149,7 @@ func TestMonitoring(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(settings), 0o755))
 		require.NoError(t, os.WriteFile(inventory, []byte("[footfall]\nfootfall-1 private_ip=10.0.0.1\nfootfall-2 private_ip=10.0.0.2\n"), 0o644))
 		require.NoError(t, os.WriteFile(settings, []byte(read(repoDir(), "ansible", "group_vars", "all.yml")), 0o644))
-		// The path at which the rules lie on a host: promtool reads them, too.
+		// The path at which the rules lie on a host: promtool reads them as well.
 		judge(t, "install", "-D", "-m", "644", filepath.Join(role, "files", "alerts.yml"), "/etc/prometheus/footfall-alerts.yml")
 		for _, database := range []string{"", "postgres://elsewhere/footfall"} {
 			p := tryAnsible(t, nil, inventory, filepath.Join(repoDir(), "e2e", "monitoring.yml"), "-e", "out="+shared(), "-e", "database_url="+database)

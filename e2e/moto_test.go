@@ -77,7 +77,7 @@ func motoIn(t *testing.T, n network) string {
 	return endpoint
 }
 
-// operatorID is the access key of Ansible's requests, which tells them from the harness's and the hosts'.
+// operatorID is the access key of Ansible's requests, which distinguishes them from the harness's and the hosts'.
 const operatorID = "AKIAFOOTFALLE2ETEST0"
 
 // authorization is the header from which moto takes where a request of the harness goes, "region/service"; it

@@ -60,7 +60,7 @@ func TestPatroni(t *testing.T) {
 	require.NoError(t, err)
 	killed := time.Now()
 	progress("killed %s, the leader", leader.name)
-	eventually(t, 30*time.Second, "visits are turned away", func() error {
+	eventually(t, 30*time.Second, "visits are refused", func() error {
 		if _, failed, _ := v.so(); failed == 0 {
 			return fmt.Errorf("none so far")
 		}
@@ -78,7 +78,7 @@ func TestPatroni(t *testing.T) {
 	_, _, again := v.so()
 	away := again.Sub(killed)
 
-	// The dead leader comes home as a replica and brings back nothing of its own.
+	// The dead leader returns as a replica and brings back nothing that the others lack.
 	_, err = docker("start", leader.container)
 	require.NoError(t, err)
 	eventually(t, 2*time.Minute, "the old leader is a replica", func() error {

@@ -18,7 +18,7 @@ import (
 )
 
 // TestProvision goes from an empty account to a counting page and back, by one command: makes the machines, adds
-// hosts and takes them away while visitors come, loses the first one, takes everything down. Each instance boots,
+// hosts and removes them while visitors come, loses the first one, takes everything down. Each instance boots,
 // and Ansible waits for it over SSH with the key that it made for it.
 func TestProvision(t *testing.T) {
 	c := startCloud(t)
@@ -97,7 +97,7 @@ func TestProvision(t *testing.T) {
 		require.Len(t, hosts, 3)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 		assert.Equal(t, oldImage, hosts["footfall-3"].Image, "the parameter's")
-		assert.Len(t, hosts["footfall-3"].Groups, 1, "its port 80 is nobody's business")
+		assert.Len(t, hosts["footfall-3"].Groups, 1, "its port 80 is closed to the public")
 		assert.Contains(t, s.hosts[2].must(t, "cat /var/log/nginx/access.log"), `"path":"/"`, "the edge sends the third host nothing")
 	})
 	ok = ok && t.Run("what drifted is put right", func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestProvision(t *testing.T) {
 		before, address := s.totals(t), c.address(t)
 		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
 		p := site(t)
-		record("the first host lost, made anew", 0, 0, p.Took, "same address, same data volume, lost 0")
+		record("the first host lost, made again", 0, 0, p.Took, "same address, same data volume, lost 0")
 		second := c.instances(t)["footfall-1"]
 		assert.NotEqual(t, first.ID, second.ID)
 		assert.Equal(t, address, second.Public)
@@ -182,7 +182,7 @@ func TestProvision(t *testing.T) {
 		}
 		assert.Equal(t, slices.Sorted(maps.Keys(allowed)), c.actions(t), "allowed, and asked for in this test")
 	})
-	require.True(t, ok, "each step stands on the one before")
+	require.True(t, ok, "each step needs the one before")
 }
 
 // address is the elastic address, or "".

@@ -100,7 +100,7 @@ func (s *service) get(path string, header ...string) (int, string, error) {
 	return fetch(s.url(path), header...)
 }
 
-// fetch makes one GET, each on a connection of its own; header is name and value, several times.
+// fetch makes one GET on a new connection; header is name and value, several times.
 func fetch(url string, header ...string) (int, string, error) {
 	req, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {

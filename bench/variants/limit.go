@@ -1,7 +1,7 @@
 //go:build ignore
 
 // This recorder stores nothing: with it the service is as fast as its web
-// server can be. It stands in for recorder.go in a build of the benchmark's own.
+// server can be. The benchmark builds the program with it instead of recorder.go.
 package main
 
 import (

@@ -1,8 +1,8 @@
 //go:build ignore
 
 // This recorder does what most counters do: one upsert and a count(*) over all
-// rows for each visit. It stands in for recorder.go in a build
-// of the benchmark's own.
+// rows for each visit. The benchmark builds the program with it
+// instead of recorder.go.
 package main
 
 import (

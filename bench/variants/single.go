@@ -1,8 +1,8 @@
 //go:build ignore
 
 // This recorder does what a careful programmer does first: one transaction a
-// visit, an upsert and a row of totals. It stands in for recorder.go in a build
-// of the benchmark's own.
+// visit, an upsert and a row of totals. The benchmark builds the program with it
+// instead of recorder.go.
 package main
 
 import (
