@@ -118,8 +118,9 @@ rehearsal: ## run the lint job of check.yml on this machine, step by step as Git
 		--local-repository "$$(sed -n 's/.*uses: \(actions\/setup-go@[0-9a-f]*\).*/\1/p;T;q' .github/workflows/check.yml)=$$PWD/delivery/setup-go"
 
 .PHONY: picture
-picture: ## the README's pictures of the page and favicon.ico, made again with Chromium
+picture: ## the pictures of README and docs and favicon.ico, made again with Chromium and Graphviz
 	go test -tags picture -run 'TestPicture|TestFavicon' -count=1 -v .
+	dot -Tsvg docs/design.dot -o docs/design.svg
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; about an hour, as root
