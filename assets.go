@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-//go:embed assets/page.html assets/style.css assets/favicon.svg assets/badge.svg
+//go:embed assets
 var assetFiles embed.FS
 
 // assetFile is one embedded file as it is served.
@@ -53,7 +53,7 @@ func loadAssets() (map[string]assetFile, map[string]string) {
 func (s *server) asset(w http.ResponseWriter, r *http.Request) error {
 	file, ok := assets[r.PathValue("file")]
 	if !ok {
-		return &publicError{http.StatusNotFound, "404 page not found"}
+		return errNotFound
 	}
 	h := w.Header()
 	h.Set("Cache-Control", "public, max-age=31536000, immutable")

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -140,11 +143,11 @@ func TestPageDoesNotCount(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t), "USER_URL", "https://example.org/")
 	listener := httptest.NewServer(s.handler)
 	defer listener.Close()
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	const plain, jsonType = "text/plain; charset=utf-8", "application/json"
+	const plain, jsonType, minute = "text/plain; charset=utf-8", "application/json", "public, max-age=60"
 	tests := []struct {
 		method, path string
 		status       int
@@ -159,26 +162,39 @@ func TestRoutes(t *testing.T) {
 		{"HEAD", "/healthz", 200, plain, "no-store"},
 		{"GET", "/readyz", 200, plain, "no-store"},
 		{"GET", "/api/stats", 200, jsonType, "no-store"},
-		{"GET", "/badge.svg", 200, "image/svg+xml", "public, max-age=60"},
-		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8", ""},
+		{"GET", "/api/stats.csv", 200, "text/csv; charset=utf-8", minute},
+		{"GET", "/badge.svg", 200, "image/svg+xml", minute},
+		{"GET", "/badge.svg?show=visits&v=2", 200, "image/svg+xml", minute},
+		{"GET", "/badge.svg?show=today", 200, "image/svg+xml", minute},
+		{"HEAD", "/badge.svg", 200, "image/svg+xml", minute},
+		{"GET", "/badge.svg?show=Visits", 400, plain, "no-store"},
+		{"GET", "/badge.json", 200, jsonType, minute},
+		{"GET", "/badge.json?show=all", 400, plain, "no-store"},
+		{"GET", "/chart.svg", 200, "image/svg+xml", minute},
+		{"GET", "/chart.svg?theme=dark", 200, "image/svg+xml", minute},
+		{"GET", "/chart.svg?theme=blue", 400, plain, "no-store"},
+		{"GET", "/robots.txt", 200, plain, minute},
+		{"GET", "/favicon.ico", 200, "image/vnd.microsoft.icon", minute},
+		{"GET", "/.well-known/security.txt", 200, plain, minute},
+		{"GET", "/metrics", 200, "text/plain; version=0.0.4; charset=utf-8", "no-store"},
 		{"GET", assetPath("style.css"), 200, "text/css; charset=utf-8", "public, max-age=31536000, immutable"},
 		{"GET", assetPath("favicon.svg"), 200, "image/svg+xml", "public, max-age=31536000, immutable"},
 		{"GET", "/assets/style.css", 404, plain, "no-store"},
-		{"GET", "/assets/", 404, plain, ""},
-		{"GET", "/assets/../main.go", 404, plain, ""},
-		{"GET", "/favicon.ico", 404, plain, ""},
-		{"GET", "/index.html", 404, plain, ""},
-		{"GET", "/healthz/", 404, plain, ""},
-		{"GET", "/api/", 404, plain, ""},
-		{"POST", "/nowhere", 404, plain, ""},
-		{"POST", "/", 405, plain, ""},
-		{"DELETE", "/", 405, plain, ""},
-		{"OPTIONS", "/", 405, plain, ""},
-		{"MADEUP", "/version", 405, plain, ""},
-		{"PUT", "/healthz", 405, plain, ""},
-		{"POST", "/metrics", 405, plain, ""},
-		{"POST", "/api/stats", 405, plain, ""},
-		{"POST", assetPath("style.css"), 405, plain, ""},
+		{"GET", "/assets/", 404, plain, "no-store"},
+		{"GET", "/assets/../main.go", 404, plain, "no-store"},
+		{"GET", "/index.html", 404, plain, "no-store"},
+		{"GET", "/healthz/", 404, plain, "no-store"},
+		{"GET", "/api/", 404, plain, "no-store"},
+		{"POST", "/nowhere", 404, plain, "no-store"},
+		{"POST", "/", 405, plain, "no-store"},
+		{"DELETE", "/", 405, plain, "no-store"},
+		{"OPTIONS", "/", 405, plain, "no-store"},
+		{"MADEUP", "/version", 405, plain, "no-store"},
+		{"PUT", "/healthz", 405, plain, "no-store"},
+		{"POST", "/metrics", 405, plain, "no-store"},
+		{"POST", "/api/stats", 405, plain, "no-store"},
+		{"POST", "/favicon.ico", 405, plain, "no-store"},
+		{"POST", assetPath("style.css"), 405, plain, "no-store"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
@@ -266,14 +282,169 @@ func TestStats(t *testing.T) {
 	}
 }
 
-func TestBadge(t *testing.T) {
+// All of what another page or program may show is one look at one count.
+func TestBadgesAndChart(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	assert.Contains(t, s.ask("GET", "/badge.svg").Body.String(), "visitors: 0")
-	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567`)
-	w := s.ask("GET", "/badge.svg")
-	assert.Contains(t, w.Body.String(), "visitors: 1,234,567")
+	get := func(path string) string {
+		t.Helper()
+		w := s.ask("GET", path)
+		require.Equal(t, http.StatusOK, w.Code, w.Body)
+		if strings.Contains(path, ".svg") {
+			require.NoError(t, xml.Unmarshal(w.Body.Bytes(), new(struct{})), "well-formed")
+		}
+		return w.Body.String()
+	}
+	assert.Contains(t, get("/badge.svg"), "<title>visitors: 0</title>")
+	assert.Contains(t, get("/chart.svg"), "<title>0 visits from ")
+	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567, visits = 7654321`)
+	execute(t, s.store.reads, `
+		INSERT INTO days (day, visits, visitors, new_visitors)
+		SELECT (now() AT TIME ZONE 'UTC')::date - n, 4200 + n, 1, 1
+		FROM generate_series(0, 29) AS n`)
+	for query, want := range map[string][2]string{
+		"": {"visitors", "1,234,567"}, "?show=visitors": {"visitors", "1,234,567"}, "?show=visits": {"visits", "7,654,321"}, "?show=today": {"visits today", "4,200"},
+	} {
+		assert.Contains(t, get("/badge.svg"+query), "<title>"+want[0]+": "+want[1]+"</title>")
+		// Shields refuses a badge that lacks one of these or has another schema (shields.io/badges/endpoint-badge).
+		assert.JSONEq(t, `{"schemaVersion": 1, "label": "`+want[0]+`", "message": "`+want[1]+`"}`, get("/badge.json"+query))
+	}
+	light, dark := get("/chart.svg"), get("/chart.svg?theme=dark")
+	assert.Equal(t, light, get("/chart.svg?theme=light"))
+	assert.Contains(t, light, "today: 4,200</title>")
+	assert.Equal(t, 30, strings.Count(light, "h8v"), "a bar for each day")
+	// The colours are the page's.
+	css, err := assetFiles.ReadFile("assets/style.css")
+	require.NoError(t, err)
+	lightCSS, darkCSS, _ := strings.Cut(string(css), "@media (prefers-color-scheme: dark)")
+	for css, svg := range map[string]string{lightCSS: light, darkCSS: dark} {
+		for _, name := range []string{"--bar: ", "--today: "} {
+			_, color, _ := strings.Cut(css, name)
+			assert.Contains(t, svg, `fill="`+color[:7]+`"`, name)
+		}
+	}
+	assert.Equal(t, int64(7654321), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "counts nothing")
+}
+
+// The days come as they are kept, and what lies between them as zeros.
+func TestStatsCSV(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	s.now = func() time.Time { return november(24) }
+	csv := func() string { return s.ask("GET", "/api/stats.csv").Body.String() }
+	assert.Equal(t, "day,visits,visitors,new_visitors\n", csv())
+	alterDatabase(t, s.store, `datestyle = "German"`)
+	s.store.reads.SetMaxIdleConns(0) // the next connection is new
+	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2026-11-22', 5000000000, 2, 1), ('2026-11-24', 3, 1, 0)`)
+	assert.Equal(t, "day,visits,visitors,new_visitors\n2026-11-22,5000000000,2,1\n2026-11-23,0,0,0\n2026-11-24,3,1,0\n", csv())
+	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2016-11-24', 1, 1, 1)`)
+	assert.Equal(t, 1+3653, strings.Count(csv(), "\n"), "ten years")
+}
+
+// RFC 9116: a contact that is no plain http, and an end within a year.
+func TestSecurityTxt(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	for userURL, want := range map[string]string{
+		"https://example.org/?a=1&b=2": "Contact: https://example.org/?a=1&b=2\nExpires: 2026-12-24T00:00:00Z\n",
+		"mailto:ann@example.org":       "Contact: mailto:ann@example.org\nExpires: 2026-12-24T00:00:00Z\n",
+		"http://example.org/":          "There is nothing at this address.\n",
+		"HTTP://example.org/":          "There is nothing at this address.\n",
+		"":                             "There is nothing at this address.\n",
+	} {
+		s := newTestServer(t, url, "USER_URL", userURL)
+		s.now = func() time.Time { return november(24) }
+		w := s.ask("GET", "/.well-known/security.txt")
+		assert.Equal(t, want, w.Body.String(), userURL)
+		assert.Equal(t, strings.HasPrefix(want, "Contact"), w.Code == http.StatusOK, userURL)
+	}
+}
+
+// A person who gets no page gets one that looks like it; a program gets a line.
+func TestErrorsForPeople(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t), "USER_NAME", "Ann")
+	const browser, program = "text/html,application/xhtml+xml,*/*;q=0.8", "*/*"
+	for _, tt := range []struct {
+		method, path string
+		status       int
+		sentence     string
+	}{
+		{"GET", "/nowhere", 404, "There is nothing at this address."},
+		{"GET", "/assets/nothing.css", 404, "There is nothing at this address."},
+		{"POST", "/", 405, "This address can only be read."},
+		{"GET", "/badge.svg?show=<b>", 400, "show must be one of: visitors, visits, today."},
+	} {
+		w := s.ask(tt.method, tt.path, "Accept", program)
+		assert.Equal(t, tt.status, w.Code)
+		assert.Equal(t, tt.sentence+"\n", w.Body.String())
+		w = s.ask(tt.method, tt.path, "Accept", browser)
+		assert.Equal(t, tt.status, w.Code)
+		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
+		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+		read := pageText(w.Body.String())
+		assert.Contains(t, read, tt.sentence+" You may be looking for the page that counts.")
+		assert.Contains(t, read, "deployed by Ann.", "to the end")
+		for _, absent := range []string{"ecognised", "counted.", "visited"} {
+			assert.NotContains(t, read, absent)
+		}
+		assert.Equal(t, tt.status == 405, w.Header().Get("Allow") == "GET, HEAD")
+	}
+	// What a client writes must not pile up in memory with the sentences that are kept.
+	kept := func() (n int) { youParts.Range(func(any, any) bool { n++; return true }); return n }
+	before := kept()
+	for i := range 100 {
+		s.ask("GET", fmt.Sprintf("/badge.svg?show=%d", i), "Accept", browser)
+	}
+	assert.Less(t, kept()-before, 50) // other tests render sentences, too
+	assert.Equal(t, "text/plain; charset=utf-8", s.ask("GET", "/nowhere").Header().Get("Content-Type"), "without Accept")
+	s.draining.Store(true)
+	assert.Equal(t, "shutting down\n", s.ask("GET", "/readyz", "Accept", browser).Body.String(), "a probe's answer stays a line")
 	assert.Zero(t, queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+}
+
+// What makes the preview of a link sees the number and is not counted.
+func TestLinkPreview(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	execute(t, s.store.reads, `UPDATE totals SET visitors = 2318, visits = 14902`)
+	for _, agent := range []string{
+		"facebookexternalhit/1.1 (+http://www.facebook.com/externalhit_uatext.php)", "Twitterbot/1.0", "WhatsApp/2.23.20.0",
+		"Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)", "TelegramBot (like TwitterBot)", "LinkedInBot/1.0 (compatible; Mozilla/5.0)",
+		"Mozilla/5.0 (compatible; Discordbot/2.0; +https://discordapp.com)", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5",
+	} {
+		w := s.ask("GET", "/", "User-Agent", agent)
+		assert.Contains(t, w.Body.String(), `property="og:title" content="2,318 visitors"`, agent)
+		assert.Contains(t, w.Body.String(), `name="description" property="og:description" content="A page that counts its unique visitors exactly: 2,318 visitors, 14,902 visits since `)
+		assert.Contains(t, pageText(w.Body.String()), "This visit was not counted")
+	}
+	assert.Equal(t, int64(14902), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+	assert.Contains(t, string(s.page.render(nil).above), `content="A page that counts its unique visitors exactly."`, "without its database")
+}
+
+// The small things are the same for curl and for GitHub's image proxy, through
+// a real connection, and neither counts. The browser's turn is in e2e.
+func TestSmallThingsByCurl(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url, "USER_URL", "mailto:ann@example.org")
+	for _, path := range []string{
+		"/robots.txt", "/favicon.ico", "/.well-known/security.txt", "/api/stats.csv", "/chart.svg", "/chart.svg?theme=dark",
+		"/badge.json", "/badge.svg", "/badge.svg?show=visits", "/badge.svg?show=today",
+	} {
+		var bodies [2]string
+		for i, agent := range []string{"curl/8.5.0", "github-camo (876de43e)"} {
+			out, err := exec.CommandContext(t.Context(), "curl", "-sSfi", "-A", agent, "http://"+r.addr+path).CombinedOutput()
+			require.NoError(t, err, "%s: %s", path, out)
+			header, body, _ := strings.Cut(string(out), "\r\n\r\n")
+			assert.Contains(t, header, "Cache-Control: public, max-age=60\r\n", path)
+			assert.NotEmpty(t, body, path)
+			bodies[i] = body
+		}
+		assert.Equal(t, bodies[0], bodies[1], path)
+	}
+	assert.Zero(t, queryInt(t, openTestStore(t, url).reads, `SELECT visits FROM totals`))
 }
 
 func TestAssets(t *testing.T) {

@@ -43,6 +43,7 @@ const helpText = `footfall counts the unique visitors of a page, exactly.
   footfall migrate          apply them, and import the Flask original's visitors
   footfall migrate -status  list the migrations
   footfall verify           recount everything; exit status 1 on a difference
+  footfall forget ADDRESS   remove a visitor; without ADDRESS read it from stdin
   footfall healthcheck      ask the running service's /readyz
   footfall dev              serve with a private PostgreSQL, kept between runs
   footfall version, help    print the version; print this
@@ -69,9 +70,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 		command, args = args[0], args[1:]
 	}
 	status := command == "migrate" && len(args) == 1 && (args[0] == "-status" || args[0] == "--status")
-	if len(args) == 1 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help") {
+	switch {
+	case len(args) == 1 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help"):
 		command = "help"
-	} else if len(args) > 0 && !status {
+	case len(args) > 0 && !status && command != "forget":
 		return &usageError{fmt.Errorf("%s takes no %q; see footfall help", command, args[0])}
 	}
 	var do func(context.Context, config, io.Writer) error
@@ -98,6 +100,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 		}
 	case "verify":
 		do = verifyCommand
+	case "forget":
+		address := strings.Join(args, " ")
+		if len(args) == 0 {
+			var err error
+			if address, err = readAddress(os.Stdin); err != nil {
+				return fmt.Errorf("read standard input: %w", err)
+			}
+		}
+		do = func(ctx context.Context, cfg config, out io.Writer) error {
+			return forgetCommand(ctx, cfg, out, address)
+		}
 	default:
 		return &usageError{fmt.Errorf("unknown command %q; see footfall help", command)}
 	}

@@ -389,11 +389,11 @@ func TestVerifyCommand(t *testing.T) {
 	}
 	out, err := verify()
 	require.NoError(t, err)
-	assert.Regexp(t, `(?m)^all visits = sum over visitors +1 +1 +ok$`, out)
+	assert.Regexp(t, `(?m)^all visits = sum over visitors \+ forgotten +1 +1 +ok$`, out)
 	execute(t, openTestStore(t, url).reads, `UPDATE totals SET visits = 7`)
 	out, err = verify()
 	assert.ErrorContains(t, err, "2 of 6 comparisons differ: restore from a backup, or look for what wrote to the tables beside footfall")
-	assert.Regexp(t, `(?m)^all visits = sum over visitors +7 +1 +DIFFERENT$`, out)
+	assert.Regexp(t, `(?m)^all visits = sum over visitors \+ forgotten +7 +1 +DIFFERENT$`, out)
 }
 
 // send writes raw bytes to the service and returns the status line of the answer.

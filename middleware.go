@@ -11,7 +11,9 @@ import (
 	"time"
 )
 
-// publicError is a failure whose text the client may read.
+// publicError is a failure whose text the client may read. The page shows it to
+// a person unless the status is 503, and keeps it rendered, so a msg holds
+// nothing that a client can choose.
 type publicError struct {
 	status int
 	msg    string
@@ -31,6 +33,10 @@ func (s *server) try(h func(http.ResponseWriter, *http.Request) error) http.Hand
 		if pub, ok := errors.AsType[*publicError](err); ok {
 			if pub.status == http.StatusServiceUnavailable {
 				w.Header().Set("Retry-After", retryAfter)
+			} else if strings.Contains(r.Header.Get("Accept"), "text/html") { // a browser, so a person
+				if err = s.page.render(nil).write(w, pub.status, you{Problem: pub.msg}, 0); err == nil {
+					return
+				}
 			}
 			http.Error(w, pub.msg, pub.status)
 			return
@@ -43,8 +49,11 @@ func (s *server) try(h func(http.ResponseWriter, *http.Request) error) http.Hand
 // retryAfter is in seconds: the service looks for its database all the time.
 const retryAfter = "5"
 
-// errNoDatabase is what a client hears of any trouble with the database.
-var errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
+var (
+	// errNoDatabase is what a client hears of any trouble with the database.
+	errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
+	errNotFound   = &publicError{http.StatusNotFound, "There is nothing at this address."}
+)
 
 // securityHeaders are on every answer. The page needs its own style sheet
 // and icon and nothing else.

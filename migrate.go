@@ -239,6 +239,11 @@ func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
 	return done, rows.Err()
 }
 
+// behind words that a database has fewer migrations than this program.
+func behind(has, needs int) string {
+	return fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", has, needs)
+}
+
 // compareMigrations refuses a database whose history is not ours.
 func compareMigrations(ms []migration, done []applied) error {
 	for i, a := range done {

@@ -13,7 +13,14 @@ import (
 
 var templates = template.Must(template.New("").
 	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
-	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg"))
+	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg", "assets/chart.svg"))
+
+// renderTemplate returns what a template makes of data.
+func renderTemplate(name string, data any) ([]byte, error) {
+	var buf bytes.Buffer
+	err := templates.ExecuteTemplate(&buf, name, data)
+	return buf.Bytes(), err
+}
 
 // page renders the page of one deployment.
 type page struct {
@@ -47,11 +54,9 @@ func (p *page) render(t *tally) *everyone {
 			Today: newRow(t.today()), Past: past, Chart: newChart(t.days),
 		}
 	}
-	var above, below bytes.Buffer
-	err := errors.Join(
-		templates.ExecuteTemplate(&above, "above", data),
-		templates.ExecuteTemplate(&below, "below", data))
-	return &everyone{above.Bytes(), below.Bytes(), err}
+	above, err := renderTemplate("above", data)
+	below, belowErr := renderTemplate("below", data)
+	return &everyone{above, below, errors.Join(err, belowErr)}
 }
 
 // numbers are what the page shows of a tally, ready to be read.
@@ -84,18 +89,21 @@ func (p *pastRows) render(days []day) (template.HTML, error) {
 	if slices.Equal(p.days, days) {
 		return p.html, nil
 	}
-	var buf bytes.Buffer
+	var rows []row
 	for _, d := range days {
-		if err := templates.ExecuteTemplate(&buf, "row", newRow(d)); err != nil {
-			return "", err
-		}
+		rows = append(rows, newRow(d))
 	}
-	p.days, p.html = days, template.HTML(buf.String()) // the template has escaped it
+	html, err := renderTemplate("rows", rows)
+	if err != nil {
+		return "", err
+	}
+	p.days, p.html = days, template.HTML(html) // the template has escaped it
 	return p.html, nil
 }
 
 // you is what the page says to one visitor, but for the number.
 type you struct {
+	Problem    string // why this is not the page; the rest is then of no interest
 	Result     result
 	Source     source
 	NoDatabase bool
@@ -123,14 +131,14 @@ func renderYou(y you) (before, after []byte, err error) {
 		parts := parts.([2][]byte)
 		return parts[0], parts[1], nil
 	}
-	var buf bytes.Buffer
-	if err := templates.ExecuteTemplate(&buf, "you", struct {
+	whole, err := renderTemplate("you", struct {
 		you
 		Number string
-	}{y, numberMark}); err != nil {
+	}{y, numberMark})
+	if err != nil {
 		return nil, nil, err
 	}
-	before, after, _ = bytes.Cut(buf.Bytes(), []byte(numberMark))
+	before, after, _ = bytes.Cut(whole, []byte(numberMark))
 	youParts.Store(y, [2][]byte{before, after})
 	return before, after, nil
 }

@@ -70,7 +70,7 @@ func TestPageStates(t *testing.T) {
 			aTally(), you{Result: isBot, Source: fromPeer}, 0,
 			[]string{
 				"You have not been counted on this page.",
-				"This visit was not counted: your browser calls itself a bot, crawler, spider or monitor. Recognised by your direct address.",
+				"This visit was not counted: your browser calls itself a bot, crawler, spider, monitor or link preview. Recognised by your direct address.",
 				"0 visitors 0 visits 0 visits today", "no visit on any of these days", "today, 2 Mar: 0",
 			},
 			[]string{"most:", "This visit was counted"},
@@ -266,6 +266,7 @@ func TestPageContrast(t *testing.T) {
 		assert.GreaterOrEqual(t, contrast(t, colors["today"], colors["bar"]), 2.0)
 	}
 	assert.NotRegexp(t, `[^-]color: *#|fill: *#|background: *#`, css, "a colour that this test does not see")
+	assert.NotContains(t, css, "width: 100vw", "wider than a window with a scroll bar: the page would scroll sideways")
 	assert.NotContains(t, css, "url(")
 	assert.NotContains(t, css, "@import")
 }

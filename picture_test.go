@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"image"
 	"image/color"
@@ -40,28 +41,52 @@ func TestPicture(t *testing.T) {
 	defer web.Close()
 
 	for scheme, preferred := range map[string]string{"light": "1", "dark": "0"} {
-		shot := filepath.Join(t.TempDir(), "shot.png")
-		out, err := exec.CommandContext(t.Context(), "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-			"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-			"--user-data-dir="+t.TempDir(), "--hide-scrollbars", "--force-prefers-reduced-motion",
-			"--blink-settings=preferredColorScheme="+preferred, "--window-size=1280,1060", "--screenshot="+shot, web.URL).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		picture := small(t, shot)
+		picture := small(t, screenshot(t, web.URL, "--window-size=1280,1060", "--blink-settings=preferredColorScheme="+preferred))
 		assert.Less(t, len(picture), 60_000)
 		t.Logf("%s: %d bytes", scheme, len(picture))
 		require.NoError(t, os.WriteFile("docs/page-"+scheme+".png", picture, 0o644))
 	}
 }
 
-// small returns the picture with its 256 most frequent colours, which is a
-// third of the bytes: the page has few, and the rest are the edges of letters.
-func small(t *testing.T, name string) []byte {
+// TestFavicon makes favicon.ico of favicon.svg, for what looks for an icon
+// without reading the page: one PNG of 32 pixels behind an icon file's header.
+func TestFavicon(t *testing.T) {
+	const size = 32
+	svg, err := os.ReadFile("assets/favicon.svg")
+	require.NoError(t, err)
+	sized := bytes.Replace(svg, []byte("<svg "), fmt.Appendf(nil, `<svg width="%d" height="%d" `, size, size), 1)
+	file := testFile(t, "icon.html", `<!doctype html><body style="margin:0">`+string(sized))
+	full := screenshot(t, "file://"+file, "--default-background-color=00000000", "--window-size=500,500")
+	icon := image.NewNRGBA(image.Rect(0, 0, size, size))
+	draw.Draw(icon, icon.Bounds(), full, image.Point{}, draw.Src)
+	var picture bytes.Buffer
+	require.NoError(t, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&picture, icon))
+	ico := []byte{0, 0, 1, 0, 1, 0, size, size, 0, 0, 1, 0, 32, 0} // one picture of 32 bits a pixel
+	ico = binary.LittleEndian.AppendUint32(ico, uint32(picture.Len()))
+	ico = binary.LittleEndian.AppendUint32(ico, uint32(len(ico)+4))
+	require.NoError(t, os.WriteFile("assets/favicon.ico", append(ico, picture.Bytes()...), 0o644))
+}
+
+// screenshot returns what Chromium shows of a page.
+func screenshot(t *testing.T, url string, args ...string) image.Image {
 	t.Helper()
-	file, err := os.Open(name)
+	shot := filepath.Join(t.TempDir(), "shot.png")
+	out, err := exec.CommandContext(t.Context(), "chromium", append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+		"--user-data-dir=" + t.TempDir(), "--hide-scrollbars", "--force-prefers-reduced-motion", "--screenshot=" + shot, url}, args...)...).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	file, err := os.Open(shot)
 	require.NoError(t, err)
 	defer file.Close()
 	full, err := png.Decode(file)
 	require.NoError(t, err)
+	return full
+}
+
+// small returns the picture with its 256 most frequent colours, which is a
+// third of the bytes: the page has few, and the rest are the edges of letters.
+func small(t *testing.T, full image.Image) []byte {
+	t.Helper()
 	pixels := map[color.Color]int{}
 	for y := range full.Bounds().Dy() {
 		for x := range full.Bounds().Dx() {

@@ -13,56 +13,69 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var (
-	runnable = regexp.MustCompile("(?s)```sh runnable\n(.*?)```")
-	// A relative link or a picture's source: what it names must be there.
-	relativeLink = regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)":#]+)`)
-)
+// documents returns the texts for readers by their file names.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	texts := map[string]string{}
+	for _, pattern := range []string{"*.md", "docs/*.md"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			texts[file] = string(text)
+		}
+	}
+	return texts
+}
 
-// TestReadme runs the README's blocks that are marked as runnable, line by
-// line, against a service that no other test uses. The comments under a command are what it
-// prints; "…" matches anything.
-func TestReadme(t *testing.T) {
+// A block of commands says how it was run.
+var commandBlock = regexp.MustCompile("(?ms)^```sh *([^\n]*)\n(.*?)^```$")
+
+// TestDocumentsCommands runs the blocks that are marked as runnable, line by
+// line, a document at a time against a service that no other test uses. The
+// comments under a command are what it prints; "…" matches anything. All other
+// blocks say where they are run: by hand, or on a host by TestWithoutAnsible.
+func TestDocumentsCommands(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	blocks := runnable.FindAllStringSubmatch(string(text), -1)
-	require.NotEmpty(t, blocks)
-
-	databaseURL := newDatabase(t)
-	s := start(t, "DATABASE_URL", databaseURL, "TRUSTED_PROXIES", "127.0.0.0/8")
-	_, port, err := net.SplitHostPort(s.addr)
-	require.NoError(t, err)
-	dir := t.TempDir()
 	self, err := filepath.Abs(os.Args[0])
 	require.NoError(t, err)
-	require.NoError(t, os.Symlink(self, filepath.Join(dir, "footfall"))) // TestMain: this binary is footfall as well
-
-	for _, block := range blocks {
-		var command string
-		var want []string
-		check := func() {
-			if command == "" {
-				return
+	for file, text := range documents(t) {
+		var lines []string
+		for _, block := range commandBlock.FindAllStringSubmatch(text, -1) {
+			if block[1] == "runnable" {
+				lines = append(lines, strings.Split(strings.TrimSuffix(block[2], "\n"), "\n")...)
+			} else {
+				assert.Regexp(t, `^(by hand on \S|on a host of make e2e$)`, block[1], "%s: how was this run? %s", file, block[2])
 			}
-			cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", strings.ReplaceAll(command, "localhost:8080", "127.0.0.1:"+port))
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), beFootfall+"=yes", "GOCOVERDIR="+t.TempDir(), "DATABASE_URL="+databaseURL, "LISTEN_ADDR=127.0.0.1:"+port)
-			output, err := cmd.CombinedOutput()
-			require.NoError(t, err, "%s\n%s", command, output)
-			assert.Regexp(t, printed(want), strings.TrimSpace(string(output)), command)
-			command, want = "", nil
 		}
-		for line := range strings.Lines(block[1]) {
-			line = strings.TrimRight(line, "\n")
-			if comment, ok := strings.CutPrefix(line, "# "); ok {
-				want = append(want, comment)
-				continue
+		assert.NotContains(t, text, "\n```bash", file)
+		if len(lines) == 0 {
+			continue
+		}
+		t.Run(file, func(t *testing.T) {
+			t.Parallel()
+			databaseURL := newDatabase(t)
+			s := start(t, "DATABASE_URL", databaseURL, "TRUSTED_PROXIES", "127.0.0.0/8")
+			_, port, err := net.SplitHostPort(s.addr)
+			require.NoError(t, err)
+			dir := t.TempDir()
+			require.NoError(t, os.Symlink(self, filepath.Join(dir, "footfall"))) // TestMain: this binary is footfall as well
+			for len(lines) > 0 {
+				command := strings.ReplaceAll(lines[0], "localhost:8080", "127.0.0.1:"+port)
+				var want []string
+				for lines = lines[1:]; len(lines) > 0 && strings.HasPrefix(lines[0], "# "); lines = lines[1:] {
+					want = append(want, lines[0][2:])
+				}
+				cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", command)
+				cmd.Dir = dir
+				cmd.Env = append(os.Environ(), beFootfall+"=yes", "GOCOVERDIR="+t.TempDir(), "DATABASE_URL="+databaseURL, "LISTEN_ADDR=127.0.0.1:"+port)
+				output, err := cmd.CombinedOutput()
+				require.NoError(t, err, "%s\n%s", command, output)
+				assert.Regexp(t, printed(want), strings.TrimSpace(string(output)), command)
 			}
-			check()
-			command = line
-		}
-		check()
+		})
 	}
 }
 
@@ -76,26 +89,108 @@ func printed(lines []string) string {
 // and in the program.
 func TestReadmeNamesEverything(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("README.md")
-	require.NoError(t, err)
+	text := documents(t)["README.md"]
 	asked := map[string]bool{}
 	loadConfig(func(key string) string { asked[key] = true; return "" })
 	for key := range asked {
-		assert.Contains(t, string(text), "`"+key+"`", "README.md")
+		assert.Contains(t, text, "`"+key+"`", "README.md")
 		assert.Contains(t, helpText, key, "footfall help")
 	}
-	for _, command := range []string{"serve", "migrate", "verify", "healthcheck", "dev", "version", "help"} {
-		assert.Contains(t, string(text), "footfall "+command, "README.md")
+	for _, command := range []string{"serve", "migrate", "verify", "forget", "healthcheck", "dev", "version", "help"} {
+		assert.Contains(t, text, "footfall "+command, "README.md")
 		assert.Contains(t, helpText, command, "footfall help")
+	}
+	for _, res := range (&server{}).resources() {
+		assert.Contains(t, text, res.path, "README.md")
 	}
 }
 
-func TestReadmeLinks(t *testing.T) {
+var (
+	relativeLink = regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)":]+)`)
+	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchor  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// A relative link leads to a file, and to a heading in it.
+func TestDocumentsLinks(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("README.md")
+	texts := documents(t)
+	for file, text := range texts {
+		for _, link := range relativeLink.FindAllStringSubmatch(text, -1) {
+			if strings.HasPrefix(link[1], "../../") {
+				continue // GitHub's own pages beside the repository's files
+			}
+			path, anchor, _ := strings.Cut(link[1], "#")
+			target := filepath.Join(filepath.Dir(file), path)
+			if path == "" {
+				target = file
+			}
+			content, err := os.ReadFile(target)
+			if err != nil {
+				_, err = os.Stat(target) // a folder
+			}
+			require.NoError(t, err, "%s links to %s", file, link[1])
+			if anchor == "" {
+				continue
+			}
+			var anchors []string
+			for _, h := range heading.FindAllStringSubmatch(string(content), -1) {
+				anchors = append(anchors, strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+			}
+			assert.Contains(t, anchors, anchor, "%s links to %s", file, link[1])
+		}
+	}
+	// The pages of docs/ are reached from the README and lead back to it.
+	for file, text := range texts {
+		if strings.HasPrefix(file, "docs/") {
+			assert.Contains(t, texts["README.md"], "("+file, "README.md links to it")
+			assert.Contains(t, text, "(../README.md)", file)
+		}
+	}
+}
+
+// A test that a document names is there.
+func TestDocumentsTests(t *testing.T) {
+	t.Parallel()
+	var code strings.Builder
+	for _, pattern := range []string{"*_test.go", "e2e/*_test.go", "delivery/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			code.Write(text)
+		}
+	}
+	named := 0
+	for file, text := range documents(t) {
+		for _, test := range regexp.MustCompile("`(Test[A-Z][A-Za-z0-9]*)(?:/([A-Za-z]+))?`").FindAllStringSubmatch(text, -1) {
+			assert.Contains(t, code.String(), "\nfunc "+test[1]+"(", file)
+			if test[2] != "" {
+				assert.Contains(t, code.String(), `"`+test[2]+`"`, file)
+			}
+			named++
+		}
+	}
+	assert.NotZero(t, named)
+}
+
+// The diagram's picture is made of its source: every text of one is in the other.
+func TestDiagramIsOfItsSource(t *testing.T) {
+	t.Parallel()
+	source, err := os.ReadFile("docs/design.dot")
 	require.NoError(t, err)
-	for _, link := range relativeLink.FindAllStringSubmatch(string(text), -1) {
-		_, err := os.Stat(link[1])
-		assert.NoError(t, err)
+	picture, err := os.ReadFile("docs/design.svg")
+	require.NoError(t, err)
+	texts := regexp.MustCompile(`<text [^>]*>([^<]+)</text>`).FindAllStringSubmatch(string(picture), -1)
+	require.NotEmpty(t, texts)
+	rest := string(source)
+	for _, text := range texts {
+		line := strings.NewReplacer("&#45;", "-", "&amp;", "&", "&gt;", ">", "&#39;", "'", "&#160;", " ").Replace(text[1])
+		assert.Contains(t, string(source), line)
+		rest = strings.Replace(rest, line, "", 1)
+	}
+	for _, label := range regexp.MustCompile(`label="([^"]*)"`).FindAllStringSubmatch(rest, -1) {
+		assert.Regexp(t, `^(\\[nl]| )*$`, label[1], "is not on the picture")
 	}
 }

@@ -607,6 +607,8 @@ type model struct {
 	visitors map[visitorID]*modelVisitor
 	days     map[time.Time]*day
 	visits   int64
+
+	forgotten int // visitors without a row
 }
 
 type modelVisitor struct {
@@ -645,7 +647,7 @@ func (m *model) requireEqual(t testing.TB, s *store) {
 	t.Helper()
 	var visits, visitors int64
 	require.NoError(t, s.reads.QueryRowContext(t.Context(), `SELECT visits, visitors FROM totals`).Scan(&visits, &visitors))
-	require.Equal(t, [2]int64{m.visits, int64(len(m.visitors))}, [2]int64{visits, visitors}, "totals")
+	require.Equal(t, [2]int64{m.visits, int64(len(m.visitors) + m.forgotten)}, [2]int64{visits, visitors}, "totals")
 
 	rows, err := s.reads.QueryContext(t.Context(), `SELECT day, visits, visitors, new_visitors FROM days`)
 	require.NoError(t, err)
@@ -681,7 +683,7 @@ func (m *model) requireEqual(t testing.TB, s *store) {
 }
 
 // Several instances count at once while connections are cut, backends are
-// terminated and processes are replaced: the numbers of a visitor are 1, 2, 3,
+// terminated, processes are replaced and visitors are forgotten: the numbers of a visitor are 1, 2, 3,
 // each given once, and in the end every row is what the model says. All visits
 // of a round are of one day, so that their order does not matter to the model;
 // the day may be the one before the newest, as behind a clock that is late.
@@ -757,7 +759,17 @@ func TestAgainstModel(t *testing.T) {
 			require.Len(t, given[v.id], int(m.visitors[v.id].visits))
 			require.True(t, given[v.id][m.visitors[v.id].visits], "the numbers have no gap")
 		}
+		if id := numbered(random.IntN(60)); m.visitors[id] != nil && random.IntN(2) == 0 {
+			visits, err := s.forget(t.Context(), id)
+			require.NoError(t, err)
+			require.Equal(t, m.visitors[id].visits, visits)
+			delete(m.visitors, id)
+			delete(given, id)
+			m.forgotten++
+			requireVerified(t, s)
+		}
 	}
+	require.NotZero(t, m.forgotten)
 	cuts := 0
 	for _, i := range instances {
 		cuts += i.cutter.cuts

@@ -188,6 +188,24 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 	return &r.tally, r.numbers[0], nil
 }
 
+// daysCSV returns every day from the first with a visit to date, a day without
+// one with zeros.
+func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err error) {
+	err = repeat(ctx, func() error {
+		return s.reads.QueryRowContext(ctx, `
+			SELECT E'day,visits,visitors,new_visitors\n' || COALESCE(string_agg(
+				concat_ws(',', to_char($1::date - ago, 'YYYY-MM-DD'), COALESCE(visits, 0), COALESCE(visitors, 0), COALESCE(new_visitors, 0)) || E'\n',
+				'' ORDER BY ago DESC), '')
+			FROM generate_series(0, $1::date - (SELECT min(day) FROM days)) AS ago
+			LEFT JOIN days ON day = $1::date - ago`,
+			date.Format(time.DateOnly)).Scan(&csv)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the days: %w", err)
+	}
+	return csv, nil
+}
+
 // probe returns the newest migration that the database has, and whether it is a
 // standby or closed to writes.
 func (s *store) probe(ctx context.Context) (schema int, readOnly bool, err error) {

@@ -117,15 +117,15 @@ func TestVerifyFindsTampering(t *testing.T) {
 		tamper string
 		want   []string // what differs
 	}{
-		"a visit too many in the totals":   {`UPDATE totals SET visits = visits + 1`, []string{"all visits = sum over visitors", "all visits = sum over days + imported"}},
-		"a visitor too many in the totals": {`UPDATE totals SET visitors = visitors + 1`, []string{"all visitors = rows of visitors", "all visitors = new ones over days + imported"}},
-		"a visitor's visits":               {`UPDATE visitors SET visits = visits + 1 WHERE visits = 1`, []string{"all visits = sum over visitors"}},
-		"a visitor removed":                {`DELETE FROM visitors WHERE visits = 1`, []string{"all visits = sum over visitors", "all visitors = rows of visitors", "days whose new visitors differ from the rows", "visitors of the latest day = rows"}},
+		"a visit too many in the totals":   {`UPDATE totals SET visits = visits + 1`, []string{"all visits = sum over visitors + forgotten", "all visits = sum over days + imported"}},
+		"a visitor too many in the totals": {`UPDATE totals SET visitors = visitors + 1`, []string{"all visitors = rows of visitors + forgotten", "all visitors = new ones over days + imported"}},
+		"a visitor's visits":               {`UPDATE visitors SET visits = visits + 1 WHERE visits = 1`, []string{"all visits = sum over visitors + forgotten"}},
+		"a visitor removed":                {`DELETE FROM visitors WHERE visits = 1`, []string{"all visits = sum over visitors + forgotten", "all visitors = rows of visitors + forgotten", "days whose new visitors differ from rows + forgotten", "visitors of the latest day = rows + forgotten"}},
 		"a day's visits":                   {`UPDATE days SET visits = visits + 1 WHERE day = '2026-11-23'`, []string{"all visits = sum over days + imported"}},
-		"a day's new visitors":             {`UPDATE days SET new_visitors = new_visitors + 1 WHERE day = '2026-11-23'`, []string{"all visitors = new ones over days + imported", "days whose new visitors differ from the rows"}},
-		"new visitors on another day":      {`UPDATE days SET new_visitors = new_visitors + CASE day WHEN '2026-11-23' THEN 1 ELSE -1 END`, []string{"days whose new visitors differ from the rows"}},
-		"the latest day's visitors":        {`UPDATE days SET visitors = 9 WHERE day = '2026-11-24'`, []string{"visitors of the latest day = rows"}},
-		"the visitors of the day before":   {`UPDATE days SET visitors = 9 WHERE day = '2026-11-23'`, []string{"visitors of the day before it = rows"}},
+		"a day's new visitors":             {`UPDATE days SET new_visitors = new_visitors + 1 WHERE day = '2026-11-23'`, []string{"all visitors = new ones over days + imported", "days whose new visitors differ from rows + forgotten"}},
+		"new visitors on another day":      {`UPDATE days SET new_visitors = new_visitors + CASE day WHEN '2026-11-23' THEN 1 ELSE -1 END`, []string{"days whose new visitors differ from rows + forgotten"}},
+		"the latest day's visitors":        {`UPDATE days SET visitors = 9 WHERE day = '2026-11-24'`, []string{"visitors of the latest day = rows + forgotten"}},
+		"the visitors of the day before":   {`UPDATE days SET visitors = 9 WHERE day = '2026-11-23'`, []string{"visitors of the day before it = rows + forgotten"}},
 		"imported visits":                  {`UPDATE totals SET imported_visits = 1`, []string{"all visits = sum over days + imported"}},
 		"imported visitors":                {`UPDATE totals SET imported_visitors = 1`, []string{"all visitors = new ones over days + imported"}},
 		"nothing":                          {`SELECT`, nil},

@@ -60,29 +60,29 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 			SELECT max(day) AS day FROM days
 		)
 		SELECT * FROM (
-			SELECT 1, 'all visits = sum over visitors', totals.visits, COALESCE(rows.visits, 0)::bigint FROM totals, rows
+			SELECT 1, 'all visits = sum over visitors + forgotten', totals.visits, (COALESCE(rows.visits, 0) + forgotten_visits)::bigint FROM totals, rows
 			UNION ALL
-			SELECT 2, 'all visitors = rows of visitors', totals.visitors, rows.visitors FROM totals, rows
+			SELECT 2, 'all visitors = rows of visitors + forgotten', totals.visitors, rows.visitors + forgotten_visitors FROM totals, rows
 			UNION ALL
 			SELECT 3, 'all visits = sum over days + imported', totals.visits, (COALESCE(by_day.visits, 0) + imported_visits)::bigint FROM totals, by_day
 			UNION ALL
 			SELECT 4, 'all visitors = new ones over days + imported', totals.visitors, (COALESCE(by_day.new_visitors, 0) + imported_visitors)::bigint FROM totals, by_day
 			UNION ALL
-			SELECT 5, 'days whose new visitors differ from the rows', 0, count(*)
+			SELECT 5, 'days whose new visitors differ from rows + forgotten', 0, count(*)
 			FROM (SELECT first_seen AS day, count(*) AS n FROM visitors WHERE first_seen IS NOT NULL GROUP BY first_seen) AS seen
 			FULL JOIN days USING (day)
-			WHERE COALESCE(seen.n, 0) <> COALESCE(days.new_visitors, 0)
+			WHERE COALESCE(seen.n, 0) + COALESCE(days.forgotten_new, 0) <> COALESCE(days.new_visitors, 0)
 			UNION ALL
-			SELECT 6, 'visitors of the latest day = rows', days.visitors, (SELECT count(*) FROM visitors WHERE last_seen = days.day)
+			SELECT 6, 'visitors of the latest day = rows + forgotten', days.visitors, days.forgotten + (SELECT count(*) FROM visitors WHERE last_seen = days.day)
 			FROM days JOIN latest USING (day)
 			UNION ALL
-			SELECT 7, 'visitors of the day before it = rows', days.visitors,
-				(SELECT count(*) FROM visitors WHERE last_seen = days.day OR last_seen = days.day + 1 AND seen_day_before)
+			SELECT 7, 'visitors of the day before it = rows + forgotten', days.visitors,
+				days.forgotten + (SELECT count(*) FROM visitors WHERE last_seen = days.day OR last_seen = days.day + 1 AND seen_day_before)
 			FROM days JOIN latest ON days.day = latest.day - 1
 		) AS checks (n, what, kept, recounted)
 		ORDER BY n`)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P01" { // undefined_table
-		return nil, errors.New("verify: this database holds no count yet: run footfall migrate, or look at the database's name in DATABASE_URL")
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "42P01" || pg.Code == "42703") { // undefined_table, undefined_column
+		return nil, errors.New("verify: this database holds no count yet, or an older program's: run footfall migrate, or look at the database's name in DATABASE_URL")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)

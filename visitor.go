@@ -136,9 +136,9 @@ const (
 	unconfirmed result = "unconfirmed" // counted or not: the database did not answer in time
 )
 
-// botWords are what automats call themselves by. A word too many turns people
-// away from the count, so: short.
-var botWords = []string{"bot", "crawl", "spider", "monitor", "uptime", "healthcheck", "facebookexternalhit"}
+// botWords are what automats call themselves by, the makers of link previews
+// among them. A word too many turns people away from the count, so: short.
+var botWords = []string{"bot", "crawl", "spider", "monitor", "uptime", "healthcheck", "preview", "whatsapp/", "facebookexternalhit"}
 
 // notCounted returns why a request for the page does not count, or [counted].
 func notCounted(r *http.Request) result {

@@ -51,6 +51,25 @@ func testBrowser(t *testing.T, s *service) {
 		assert.Contains(t, log, "CONSOLE")
 	})
 
+	t.Run("another page shows badge, chart and icon", func(t *testing.T) {
+		visits := s.sql(t, "SELECT visits FROM totals")
+		var pictures string
+		for _, path := range []string{"/badge.svg", "/badge.svg?show=visits", "/badge.svg?show=today", "/chart.svg", "/chart.svg?theme=dark", "/favicon.ico"} {
+			pictures += `<img src="` + s.url(path) + `">`
+		}
+		// A picture that the browser does not show is 0 wide.
+		page := filepath.Join(t.TempDir(), "page.html")
+		require.NoError(t, os.WriteFile(page, []byte("<!doctype html>"+pictures+
+			`<p id=widths><script>onload = () => widths.textContent = [...document.images].map(i => i.naturalWidth).join(" ")</script>`), 0o644))
+		dom, _ := chromium(t, s.edge().ip, "--dump-dom", "file://"+page)
+		assert.Regexp(t, `<p id="widths">([1-9]\d{1,2} ){3}298 298 32<`, dom)
+
+		dom, log := chromium(t, s.edge().ip, "--dump-dom", s.url("/nowhere"))
+		assert.Contains(t, dom, "There is nothing at this address.")
+		assert.NotContains(t, log, "Content Security Policy")
+		assert.Equal(t, visits, s.sql(t, "SELECT visits FROM totals"), "none of this counts")
+	})
+
 	for name, args := range map[string][]string{
 		"wide":   {"--window-size=1280,900"},
 		"narrow": {"--window-size=500,900"}, // the narrowest that headless Chromium makes
