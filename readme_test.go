@@ -37,7 +37,7 @@ var commandBlock = regexp.MustCompile("(?ms)^```sh *([^\n]*)\n(.*?)^```$")
 // TestDocumentsCommands runs the blocks that are marked as runnable, line by
 // line, a document at a time against a service that no other test uses. The
 // comments under a command are what it prints; "…" matches anything. All other
-// blocks say where they are run: by hand, or on a host by TestWithoutAnsible.
+// blocks say where they are run: by hand, or on a host by an end-to-end test.
 func TestDocumentsCommands(t *testing.T) {
 	t.Parallel()
 	self, err := filepath.Abs(os.Args[0])
@@ -48,7 +48,7 @@ func TestDocumentsCommands(t *testing.T) {
 			if block[1] == "runnable" {
 				lines = append(lines, strings.Split(strings.TrimSuffix(block[2], "\n"), "\n")...)
 			} else {
-				assert.Regexp(t, `^(by hand on \S|on a host of make e2e$)`, block[1], "%s: how was this run? %s", file, block[2])
+				assert.Regexp(t, `^(by hand on \S|on a host of make e2e$|as in Test)`, block[1], "%s: how was this run? %s", file, block[2])
 			}
 		}
 		assert.NotContains(t, text, "\n```bash", file)
