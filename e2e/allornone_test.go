@@ -64,7 +64,7 @@ func testDeployFaults(t *testing.T, s *service) {
 		{name: "image is nowhere", args: []string{"-e", "app_image=127.0.0.1:9/footfall", "-e", "app_image_archive="}, want: "footfall-release: docker pull --quiet 127.0.0.1:9/footfall:" + other + ": exit status"},
 		{name: "migration fails", version: unmigratable, want: "division by zero"},
 		{name: "service is not ready on the second host", host: 1, step: "start", args: []string{"-e", "app_ready_timeout=5"}, want: "is not ready after 5 s",
-			before: "cp /etc/footfall/release /run/e2e-release; echo 'service+=(--env LISTEN_ADDR=unix:/run/footfall/other.sock)' >> /etc/footfall/release", mend: "cp /run/e2e-release /etc/footfall/release"},
+			before: "cp /etc/footfall/release /run/e2e-settings; echo 'service+=(--env LISTEN_ADDR=unix:/run/footfall/other.sock)' >> /etc/footfall/release", mend: "cp /run/e2e-settings /etc/footfall/release"},
 		{name: "disk of Docker is full at prepare", host: 1, step: "prepare", before: fullDocker, mend: mendDocker, want: "no space left on device"},
 		{name: "disk of Docker is full at start", host: 1, step: "start", before: fullContainers, mend: mendContainers, want: "no space left on device"},
 		{name: "disk is full at switch", host: 1, step: "switch", before: fullState, mend: mendState, want: "No space left on device"},
@@ -129,7 +129,7 @@ chmod 755 /usr/local/sbin/footfall-release`, f.step, cmp.Or(f.before, "true"), c
 			if f.mend != "" {
 				h.must(t, f.mend)
 			}
-			h.must(t, "cp -p /usr/local/sbin/footfall-release.real /usr/local/sbin/footfall-release; rm -rf /run/e2e-still /run/e2e-held")
+			h.must(t, "cp -p /usr/local/sbin/footfall-release.real /run/e2e-release && mv /run/e2e-release /usr/local/sbin/footfall-release; rm -rf /run/e2e-still /run/e2e-held")
 		}()
 	}
 	if !f.kill {
