@@ -31,8 +31,8 @@ type deployFault struct {
 }
 
 const (
-	cutSSH  = "iptables -I INPUT -p tcp --dport 22 -j DROP"
-	mendSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP"
+	cutSSH  = "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP"
+	mendSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP"
 	// still makes the first call wait, until the file is removed; a later deployment's calls pass.
 	still = "if mkdir /run/e2e-still 2>/dev/null; then touch /run/e2e-held; while [ -e /run/e2e-held ]; do sleep 0.1; done; fi"
 	// fullState puts the folder of the deployment on a file system without a free block; the sockets stay where they are.
@@ -70,17 +70,18 @@ func testDeployFaults(t *testing.T, s *service) {
 		{name: "disk is full at switch", host: 1, step: "switch", before: fullState, mend: mendState, want: "No space left on device"},
 	}
 	for _, step := range []string{"prepare", "start", "switch", "confirm"} {
-		faults = append(faults, deployFault{name: "SSH of the second host cut before " + step, host: 1, step: step, before: cutSSH, mend: mendSSH, want: unreachable})
+		faults = append(faults, deployFault{name: "SSH of the second host cut before " + step, host: 1, step: step, before: cutSSH + "; exit 1", mend: mendSSH, want: unreachable})
 	}
 	faults = append(faults,
 		deployFault{name: "SSH of the second host cut after switch", host: 1, step: "switch", after: cutSSH, mend: mendSSH, want: unreachable},
-		deployFault{name: "SSH of the first host cut before migrate", step: "migrate", before: cutSSH, mend: mendSSH, want: "footfall-1: Task failed: "},
+		deployFault{name: "SSH of the first host cut before migrate", step: "migrate", before: cutSSH + "; exit 1", mend: mendSSH, want: "footfall-1: Task failed: "},
 		deployFault{name: "SSH of the first host cut after switch", step: "switch", after: cutSSH, mend: mendSSH, want: "footfall-1: Task failed: "})
 	for _, step := range []string{"prepare", "migrate", "start", "switch"} {
 		faults = append(faults, deployFault{name: "controller killed before " + step, step: step, before: still, kill: true})
 	}
 	faults = append(faults, deployFault{name: "controller killed after switch", step: "switch", after: still, kill: true},
-		deployFault{name: "controller killed after confirm", step: "confirm", after: still, kill: true})
+		deployFault{name: "controller killed after confirm", step: "confirm", after: still, kill: true},
+		deployFault{name: "controller killed before finish", step: "finish", before: still, kill: true})
 
 	l := startLoad(t, s.url("/"), 8, 40*time.Millisecond)
 	for _, f := range faults {
@@ -187,7 +188,7 @@ func (s *service) awaitOneVersion(t *testing.T) string {
 			return fmt.Errorf("%v", all)
 		}
 		for _, h := range s.hosts {
-			if _, err := h.sh("test ! -L /var/lib/footfall/back.sock"); err != nil {
+			if _, err := h.sh("test ! -f /var/lib/footfall/version.next"); err != nil {
 				return fmt.Errorf("the switch on %s is neither confirmed nor undone", h.name)
 			}
 		}
