@@ -117,7 +117,7 @@ picture: ## the README's pictures of the page, made again with Chromium
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion)$$
 E2E_service    := ^TestService$$/^(BackupAndRestore|Browser|Converge|Faults|TLS)$$
 E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator)$$
-E2E_all-or-none := ^TestService$$/^DeployFaults$$
+E2E_all-or-none := ^TestService$$/^(DeployFaults|ThreeHosts)$$
 E2E_cloud      := ^TestProvision$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
