@@ -19,11 +19,10 @@ RED_DAYS, RED_PERCENT, RED_BACKUP, RED_DRILL = 21, 90, 26 * 3600, 8 * 86400  # a
 def hosts():
     """The inventory's hosts in their order, each with the SSH command that Ansible would use."""
     words = "{{ (inventory_hostname ~ ' ' ~ ssh_command) | b64encode }}"
-    out = subprocess.run(["ansible", "footfall:ec2", "--one-line", "-m", "debug", "-a", "msg=" + words],
-                         stdout=subprocess.PIPE, text=True, check=True).stdout
-    found = [base64.b64decode(m).decode().split(" ", 1) for m in re.findall(r'"msg": "([A-Za-z0-9+/=]+)"', out)]
+    p = subprocess.run(["ansible", "footfall:ec2", "-m", "debug", "-a", "msg=" + words], capture_output=True, text=True)
+    found = [base64.b64decode(m).decode().split(" ", 1) for m in re.findall(r'\bmsg\W+([A-Za-z0-9+/=]+)', p.stdout)]
     if not found:
-        sys.exit("fleet.py: the inventory has no host")
+        sys.exit("fleet.py: the inventory has no host:\n" + p.stdout + p.stderr)
     return sorted(found, key=lambda h: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", h[0])])
 
 

@@ -29,6 +29,7 @@ func TestService(t *testing.T) {
 		{"Browser", testBrowser},
 		{"Converge", testConverge},
 		{"DeployFaults", testDeployFaults},
+		{"ThreeHosts", testThreeHosts},
 		{"DeployUnderLoad", testDeployUnderLoad},
 		{"Operator", testOperator},
 		{"Faults", testFaults},
