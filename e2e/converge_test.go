@@ -34,16 +34,16 @@ func testConverge(t *testing.T, s *service) {
 	})
 
 	t.Run("wrong settings, all at once", func(t *testing.T) {
-		p := s.play(t, "site.yml", "-e", "domain=Not_a_name", "-e", "user_url=javascript:alert(1)", "-e", "backup_keep_days=never")
+		p := s.play(t, "site.yml", "-e", "domain=Not_a_name", "-e", "user_url=javascript:alert(1)", "-e", "backup_keep=1")
 		assert.Error(t, p.Err)
-		for _, name := range []string{"domain is", "user_url is", "backup_keep_days is"} {
+		for _, name := range []string{"domain is", "user_url is", "backup_keep is"} {
 			assert.Contains(t, p.Output, name)
 		}
 		assert.NotContains(t, p.Recap, "footfall-1", "a host was touched")
 	})
 
 	// Each role alone puts right what is its own, on the second host, and touches nothing else. The role fleet is
-	// alone in TestProvision, postgres, which the second host has not, in testBackupAndRestore.
+	// alone in TestProvision, postgres, which the second host has not, in TestDatabase.
 	t.Run("each tag alone", func(t *testing.T) {
 		second := s.hosts[1]
 		started := "docker inspect -f '{{.State.StartedAt}}' " + live

@@ -5,6 +5,8 @@ package e2e
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -14,25 +16,38 @@ import (
 )
 
 // TestDatabase is the life of the database on one host and its volume, under load: the data move in from the
-// container that ran PostgreSQL in earlier releases; PostgreSQL is killed; the volume appears late at boot.
+// container that ran PostgreSQL in earlier releases; PostgreSQL is killed; the volume appears late at boot; the repository
+// is away; a moment is restored; host and volume are destroyed at once.
 func TestDatabase(t *testing.T) {
 	image := release(t)
-	s := &service{fleet: bootHosts(t, 1), version: repoVersion(t)}
+	s := &service{fleet: bootHosts(t, 2), version: repoVersion(t)}
 	defer s.remove()
-	volume, err := newDevice("database")
-	require.NoError(t, err)
+	keeper := s.hosts[1] // keeps the repository, and is none of footfall's hosts
+	s.hosts = s.hosts[:1]
+	s.writeInventory(t)
+	var volume *device
 	plug := func() { s.edge().must(t, "mknod /dev/nvme1n1 b 7 "+strings.TrimPrefix(volume.loop, "/dev/loop")) }
-	plug()
+	newVolume := func(name string) {
+		var err error
+		volume, err = newDevice(name, 8<<30)
+		require.NoError(t, err)
+		plug()
+	}
+	newVolume("database")
 	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, image), "-e", "monitoring=false",
-		"-e", "requests_per_second=100000", "-e", "data_device=/dev/nvme1n1"}
+		"-e", "requests_per_second=100000", "-e", "data_device=/dev/nvme1n1", "-e", "backup_passphrase=" + passphrase}
+	repository := s.sftp(t, keeper)
+	passed := true
+	part := func(name string, test func(t *testing.T)) { passed = passed && t.Run(name, test) }
 	site := func(t *testing.T, args ...string) play {
 		t.Helper()
-		p := s.play(t, "site.yml", args...)
+		p := s.play(t, "site.yml", append(args, repository...)...)
 		p.require(t)
+		assert.NotContains(t, p.Output, passphrase)
 		return p
 	}
 
-	require.True(t, t.Run("the container's data move in", func(t *testing.T) {
+	part("the container's data move in", func(t *testing.T) {
 		site(t, "--tags", "base,docker")
 		// As the role made it: the container's account, its password, its folder on the volume.
 		_, err := sh("sh", "-c", "docker save postgres:17 | docker exec -i "+s.edge().container+" docker load")
@@ -65,9 +80,10 @@ func TestDatabase(t *testing.T) {
 		s.edge().must(t, "test -e /srv/footfall/postgres-of-the-container/PG_VERSION && ! docker inspect footfall-postgres 2>/dev/null")
 		again := site(t)
 		assert.Zero(t, again.Changed, "%v", again.Tasks)
-	}))
+		assert.NotContains(t, s.edge().must(t, "ps -eo args"), passphrase)
+	})
 
-	t.Run("PostgreSQL is killed", func(t *testing.T) {
+	part("PostgreSQL is killed", func(t *testing.T) {
 		before := s.totals(t)
 		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
 		killed := s.edge().must(t, "systemctl show -P MainPID postgresql@17-footfall")
@@ -76,7 +92,7 @@ func TestDatabase(t *testing.T) {
 		s.balance(t, "PostgreSQL killed with -9", before, l.finish(), 1, away)
 	})
 
-	t.Run("the volume appears late", func(t *testing.T) {
+	part("the volume appears late", func(t *testing.T) {
 		before := s.totals(t)
 		boot := s.edge().must(t, "cat /proc/sys/kernel/random/boot_id")
 		s.edge().sh("systemctl reboot") // the host may be gone before it answers
@@ -102,6 +118,192 @@ func TestDatabase(t *testing.T) {
 		record("data volume 30 s late at boot", 0, 0, back, "from the volume's appearance to the first counted visit")
 		assert.Equal(t, totals{before.Visits + 1, before.Visitors}, s.totals(t))
 		s.recount(t)
+	})
+
+	part("the repository is away", func(t *testing.T) {
+		before := s.totals(t)
+		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
+		keeper.must(t, "systemctl stop ssh")
+		begin := time.Now()
+		failures := s.sql(t, "SELECT failed_count FROM pg_stat_archiver")
+		s.sql(t, "SELECT pg_switch_wal()")
+		eventually(t, 3*time.Minute, "a segment is refused", func() error {
+			if now := s.sql(t, "SELECT failed_count FROM pg_stat_archiver"); now == failures {
+				return fmt.Errorf("%s failures, as before", now)
+			}
+			return nil
+		})
+		keeper.must(t, "systemctl start ssh")
+		s.awaitArchived(t)
+		assert.Equal(t, "0", s.dropped(t))
+		s.balance(t, "repository away, then back", before, l.finish(), 0, time.Since(begin))
+	})
+
+	part("the repository is away until the disk is short", func(t *testing.T) {
+		before := s.totals(t)
+		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
+		keeper.must(t, "systemctl stop ssh")
+		begin := time.Now()
+		s.edge().must(t, "fallocate -l 5500M /srv/footfall/fill")
+		wal := func() { // 1.2 GB of it
+			s.sql(t, "SELECT count(pg_logical_emit_message(false, 'e2e', repeat('x', 1000000))) FROM generate_series(1, 1200)")
+		}
+		wal()
+		eventually(t, 5*time.Minute, "WAL is dropped", func() error {
+			if s.dropped(t) == "0" {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
+		wal() // twice as much would be the end of the disk if the queue were kept
+		s.awaitArchived(t)
+		used := s.edge().must(t, "df --output=pcent /srv/footfall | tail -n 1")
+		keeper.must(t, "systemctl start ssh")
+		r := l.finish()
+		s.edge().must(t, "rm /srv/footfall/fill && systemctl start footfall-backup")
+		s.balance(t, "repository away until WAL is dropped", before, r, 0, time.Since(begin))
+		t.Logf("disk used:%s, %s segments dropped", used, s.dropped(t))
+		assert.Contains(t, s.drill(t), "missing of the live ones: 0 visits", "the full backup that follows")
+	})
+
+	part("back to a moment", func(t *testing.T) {
+		startAndFinish := func() loadResult {
+			l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
+			eventually(t, time.Minute, "500 requests", func() error {
+				if n := l.sent(); n < 500 {
+					return fmt.Errorf("%d so far", n)
+				}
+				return nil
+			})
+			return l.finish()
+		}
+		startAndFinish()
+		good, moment := s.totals(t), s.sql(t, "SELECT clock_timestamp()")
+		bad := startAndFinish()
+		assert.Equal(t, good.Visits+bad.Counted, s.totals(t).Visits)
+		s.awaitArchived(t)
+		p := s.play(t, "restore.yml", "-e", "restore_into=live", "-e", `{"restore_to": "`+moment+`"}`)
+		p.require(t)
+		record("restored to a moment", 0, 0, p.Took, "%d visits since are gone, %d before it are there", bad.Counted, good.Visits)
+		assert.Equal(t, totals{good.Visits + 2, good.Visitors}, s.totals(t), "verify visits twice")
+		s.recount(t)
+		s.edge().must(t, "rm -r /srv/footfall/postgresql/17-before-*")
+	})
+
+	part("host and volume are destroyed at once", func(t *testing.T) {
+		known := s.totals(t)
+		type reading struct {
+			at     time.Time
+			visits int
+		}
+		var seen []reading
+		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
+		begin := time.Now()
+		eventually(t, 3*time.Minute, "100 seconds of visits", func() error {
+			seen = append(seen, reading{time.Now(), s.totals(t).Visits})
+			if time.Since(begin) < 100*time.Second {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
+		_, err := docker("rm", "-f", "-v", s.edge().container)
+		require.NoError(t, err)
+		destroyed := time.Now()
+		r := l.finish()
+		s.hosts[0] = bootHost(t, s.network, "footfall-1", s.edge().ip, nil)
+		s.edge().awaitBoot(t)
+		s.writeInventory(t)
+		newVolume("database-2")
+		p := site(t)
+		after := s.totals(t).Visits - 2 // verify's
+		since := seen[0].at             // the last moment that is restored
+		for _, s := range seen {
+			if s.visits <= after {
+				since = s.at
+			}
+		}
+		record("host and volume destroyed, made again from the repository", r.Requests, r.Failed, p.Took,
+			"lost %d of %d visits: the last %.0f s", known.Visits+r.Counted-after, r.Counted, destroyed.Sub(since).Seconds())
+		assert.Greater(t, after, known.Visits, "nothing of the load was restored")
+		assert.Less(t, destroyed.Sub(since), 70*time.Second, "archive_timeout, and the time to send a segment")
+		s.recount(t)
+		again := site(t)
+		assert.Zero(t, again.Changed, "%v", again.Tasks)
+	})
+
+	part("a bucket", func(t *testing.T) {
+		b := startBucket(t, s.network)
+		_, err := shIn(b.ca, "docker", "exec", "-i", s.edge().container, "sh", "-c", "cat > /etc/ssl/bucket.pem; echo '"+b.line+"' >> /etc/hosts")
+		require.NoError(t, err)
+		repository = []string{"-e", "backup_repository=s3://" + bucketName, "-e", "backup_s3_endpoint=" + b.endpoint,
+			"-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "backup_s3_key=nobody", "-e", "backup_s3_secret=no-secret"}
+		site(t, "--tags", "postgres")
+		before := s.totals(t)
+		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
+		b.refusing.Store(true)
+		begin := time.Now()
+		failures := s.sql(t, "SELECT failed_count FROM pg_stat_archiver")
+		s.sql(t, "SELECT pg_switch_wal()")
+		eventually(t, 3*time.Minute, "the bucket refuses a segment", func() error {
+			if now := s.sql(t, "SELECT failed_count FROM pg_stat_archiver"); now == failures {
+				return fmt.Errorf("%s failures, as before", now)
+			}
+			return nil
+		})
+		b.refusing.Store(false)
+		s.balance(t, "bucket refuses, then takes", before, l.finish(), 0, time.Since(begin))
+		s.sql(t, "SELECT pg_switch_wal()")
+		s.awaitArchived(t)
+		begin = time.Now()
+		said := s.drill(t)
+		record("restore drill from a bucket", 0, 0, time.Since(begin), "%s", said)
+		assert.Contains(t, said, "missing of the live ones: 0 visits")
+		b.refusing.Store(true)
+		_, err = s.edge().sh("systemctl stop postgresql@17-footfall && mv /srv/footfall/postgresql/17 /srv/footfall/17 && footfall-db create")
+		assert.ErrorContains(t, err, "read the repository", "a repository that cannot be read is no empty one")
+		s.edge().must(t, "! test -e /srv/footfall/postgresql/17 && mv /srv/footfall/17 /srv/footfall/postgresql/17 && systemctl start postgresql@17-footfall")
+	})
+	require.True(t, passed)
+}
+
+// passphrase encrypts the repository.
+const passphrase = "correct-horse-battery-staple"
+
+// sftp makes an account for the repository on a host, and returns the settings that lead there.
+func (s *service) sftp(t *testing.T, keeper *host) []string {
+	t.Helper()
+	private, err := newKey("sftp")
+	require.NoError(t, err)
+	public, err := os.ReadFile(private + ".pub")
+	require.NoError(t, err)
+	_, err = shIn(public, "docker", "exec", "-i", keeper.container, "sh", "-c", `useradd -m -s /usr/sbin/nologin keeper && cd ~keeper &&
+		mkdir -m 700 .ssh && cat > .ssh/authorized_keys && chown -R keeper . && printf 'Match User keeper\n  ForceCommand internal-sftp\n' 		> /etc/ssh/sshd_config.d/keeper.conf && systemctl reload ssh`)
+	require.NoError(t, err)
+	return []string{"-e", "backup_repository=sftp://keeper@" + keeper.ip + "/home/keeper/repository", "-e", "backup_sftp_key=" + private,
+		"-e", `{"backup_sftp_host_key": "` + keeper.hostKey + `"}`}
+}
+
+// drill tries a restore on the host and returns what it says of its cost.
+func (s *service) drill(t *testing.T) string {
+	t.Helper()
+	return regexp.MustCompile(`(?m)^drill: .*`).FindString(s.edge().must(t, "footfall-db drill"))
+}
+
+// dropped is how many WAL segments were dropped.
+func (s *service) dropped(t *testing.T) string {
+	t.Helper()
+	return s.edge().must(t, "awk '/^footfall_archive_dropped_total/ { n = $2 } END { print n + 0 }' /var/lib/prometheus/node-exporter/footfall-archive.prom")
+}
+
+// awaitArchived waits until PostgreSQL has no WAL left that the repository has not.
+func (s *service) awaitArchived(t *testing.T) {
+	t.Helper()
+	s.sql(t, "SELECT pg_switch_wal()")
+	eventually(t, 5*time.Minute, "the archive catches up", func() error {
+		if left := s.edge().must(t, "ls /srv/footfall/postgresql/17/pg_wal/archive_status | grep -c ready || true"); left != "0" {
+			return fmt.Errorf("%s segments wait", left)
+		}
+		return nil
 	})
 }
 

@@ -25,7 +25,7 @@ func TestService(t *testing.T) {
 		name string
 		test func(*testing.T, *service)
 	}{
-		{"BackupAndRestore", testBackupAndRestore},
+		{"Backups", testBackups},
 		{"Browser", testBrowser},
 		{"Converge", testConverge},
 		{"DeployFaults", testDeployFaults},

@@ -37,7 +37,7 @@ func (c *cloud) attach() error {
 		}
 		if d == nil {
 			var err error
-			if d, err = newDevice(v.ID); err != nil {
+			if d, err = newDevice(v.ID, 2<<30); err != nil {
 				return err
 			}
 			c.devices[v.ID] = d
@@ -53,12 +53,12 @@ func (c *cloud) attach() error {
 }
 
 // newDevice makes a blank disk. It is gone at the end of the run, or at the begin of the next (sweepDevices).
-func newDevice(id string) (*device, error) {
+func newDevice(id string, size int64) (*device, error) {
 	path := filepath.Join(os.TempDir(), devicePrefix+pid+"-"+id)
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return nil, err
 	}
-	if err := os.Truncate(path, 2<<30); err != nil { // sparse
+	if err := os.Truncate(path, size); err != nil { // sparse
 		return nil, err
 	}
 	loop, err := sh("losetup", "--find", "--show", path)
