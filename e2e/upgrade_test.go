@@ -32,6 +32,7 @@ func TestUpgradePostgres(t *testing.T) {
 	t.Run("site.yml upgrades nothing", func(t *testing.T) {
 		p := s.play(t, "site.yml", "-e", new)
 		assert.Error(t, p.Err)
+		assert.Zero(t, p.Changed, "%v", p.Tasks)
 		assert.Contains(t, p.Output, "postgres_version is 17 and the cluster is of PostgreSQL 15: set it to 15, or run upgrade-postgres.yml")
 	})
 
