@@ -233,8 +233,7 @@ func TestDatabase(t *testing.T) {
 
 	part("a bucket", func(t *testing.T) {
 		b := startBucket(t, s.network)
-		_, err := shIn(b.ca, "docker", "exec", "-i", s.edge().container, "sh", "-c", "cat > /etc/ssl/bucket.pem; echo '"+b.line+"' >> /etc/hosts")
-		require.NoError(t, err)
+		require.NoError(t, b.introduce(s.edge()))
 		repository = []string{"-e", "backup_repository=s3://" + bucketName, "-e", "backup_s3_endpoint=" + b.endpoint,
 			"-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "backup_s3_key=nobody", "-e", "backup_s3_secret=no-secret"}
 		site(t, "--tags", "postgres")
@@ -259,7 +258,7 @@ func TestDatabase(t *testing.T) {
 		record("restore drill from a bucket", 0, 0, time.Since(begin), "%s", said)
 		assert.Contains(t, said, "missing of the live ones: 0 visits")
 		b.refusing.Store(true)
-		_, err = s.edge().sh("systemctl stop postgresql@17-footfall && mv /srv/footfall/postgresql/17 /srv/footfall/17 && footfall-db create")
+		_, err := s.edge().sh("systemctl stop postgresql@17-footfall && mv /srv/footfall/postgresql/17 /srv/footfall/17 && footfall-db create")
 		assert.ErrorContains(t, err, "read the repository", "a repository that cannot be read is no empty one")
 		s.edge().must(t, "! test -e /srv/footfall/postgresql/17 && mv /srv/footfall/17 /srv/footfall/postgresql/17 && systemctl start postgresql@17-footfall")
 	})
