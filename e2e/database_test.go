@@ -145,18 +145,20 @@ func TestDatabase(t *testing.T) {
 		keeper.must(t, "systemctl stop ssh")
 		begin := time.Now()
 		s.edge().must(t, "fallocate -l 5500M /srv/footfall/fill")
-		wal := func() { // 1.2 GB of it
-			s.sql(t, "SELECT count(pg_logical_emit_message(false, 'e2e', repeat('x', 1000000))) FROM generate_series(1, 1200)")
+		wal := func(megabytes int) {
+			s.sql(t, fmt.Sprintf("SELECT count(pg_logical_emit_message(false, 'e2e', repeat('x', 1000000))) FROM generate_series(1, %d)", megabytes))
 		}
-		wal()
+		wal(1200)
 		eventually(t, 5*time.Minute, "WAL is dropped", func() error {
 			if s.dropped(t) == "0" {
 				return fmt.Errorf("not yet")
 			}
 			return nil
 		})
-		wal() // twice as much would be the end of the disk if the queue were kept
-		s.awaitArchived(t)
+		for range 12 { // as much again would be the end of the disk if the queue were kept
+			wal(100)
+			s.awaitArchived(t)
+		}
 		used := s.edge().must(t, "df --output=pcent /srv/footfall | tail -n 1")
 		keeper.must(t, "systemctl start ssh")
 		r := l.finish()
