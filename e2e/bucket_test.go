@@ -22,6 +22,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// introduce lets a host know where the bucket is and whom to trust.
+func (b *bucket) introduce(h *host) error {
+	_, err := shIn(b.ca, "docker", "exec", "-i", h.container, "sh", "-c", "cat > /etc/ssl/bucket.pem; echo '"+b.line+"' >> /etc/hosts")
+	return err
+}
+
 // A bucket is S3 by TLS, which pgBackRest insists on: moto's behind a proxy with a private authority. The hosts know
 // it as bucketHost.
 type bucket struct {
@@ -40,15 +46,21 @@ const (
 // startBucket makes an empty bucket for the hosts of a network.
 func startBucket(t *testing.T, n network) *bucket {
 	t.Helper()
-	behind, err := url.Parse(motoIn(t, n))
-	require.NoError(t, err)
-	req, err := http.NewRequest(http.MethodPut, behind.String()+"/"+bucketName, nil)
+	req, err := http.NewRequest(http.MethodPut, motoIn(t, n)+"/"+bucketName, nil)
 	require.NoError(t, err)
 	req.Header.Set("Authorization", authorization("us-east-1/s3"))
 	resp, err := http.DefaultClient.Do(req)
 	require.NoError(t, err)
 	resp.Body.Close()
 	require.Equal(t, http.StatusOK, resp.StatusCode)
+	return startS3(t, n)
+}
+
+// startS3 puts TLS before moto's S3, whose buckets somebody else makes.
+func startS3(t *testing.T, n network) *bucket {
+	t.Helper()
+	behind, err := url.Parse(motoIn(t, n))
+	require.NoError(t, err)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
 	certificate := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: bucketHost}, DNSNames: []string{bucketHost},

@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +29,8 @@ type cloud struct {
 	endpoint string // of the API, for Ansible in the controller
 	reach    string // of the API, for the harness
 	network  network
+	bucket   *bucket
+	metadata string // host:port of the metadata service, for the hosts
 
 	mu      sync.Mutex
 	hosts   map[string]*host   // by instance id
@@ -41,6 +45,8 @@ func startCloud(t *testing.T) *cloud {
 	c := &cloud{network: newNetwork(t, "172.31.0.0/20", "172.31.15.0/24"), endpoint: "http://127.0.0.1:" + motoPort,
 		hosts: map[string]*host{}, devices: map[string]*device{}}
 	c.reach = motoIn(t, c.network)
+	c.bucket = startS3(t, c.network)
+	c.startMetadata(t)
 	_, err := c.post("moto", "", "", "", "/moto-api/recorder/start-recording")
 	require.NoError(t, err)
 
@@ -128,12 +134,13 @@ func (c *cloud) post(service, contentType, target, body, path string) ([]byte, e
 
 // An instance is what DescribeInstances says of one.
 type instance struct {
-	ID     string `xml:"instanceId"`
-	Image  string `xml:"imageId"`
-	State  string `xml:"instanceState>name"`
-	IP     string `xml:"privateIpAddress"`
-	Public string `xml:"ipAddress"`
-	Groups []struct {
+	ID      string `xml:"instanceId"`
+	Image   string `xml:"imageId"`
+	State   string `xml:"instanceState>name"`
+	IP      string `xml:"privateIpAddress"`
+	Public  string `xml:"ipAddress"`
+	Profile string `xml:"iamInstanceProfile>arn"`
+	Groups  []struct {
 		Name string `xml:"groupName"`
 	} `xml:"groupSet>item"`
 	Tags []struct {
@@ -202,6 +209,10 @@ func (c *cloud) boot(t *testing.T) error {
 				return err
 			}
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
+			_, err = h.sh("iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata)
+			if err = errors.Join(err, c.bucket.introduce(h)); err != nil {
+				return err
+			}
 			c.mu.Lock()
 			c.hosts[i.ID] = h
 			c.mu.Unlock()
@@ -213,6 +224,39 @@ func (c *cloud) boot(t *testing.T) error {
 		}
 	}
 	return nil
+}
+
+// startMetadata answers the hosts as the metadata service of EC2 does, by tokens alone: which role an instance has, and
+// keys for it (moto's knows no tokens), https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html.
+func (c *cloud) startMetadata(t *testing.T) {
+	t.Helper()
+	const role = "footfall-backup" // as in ansible/roles/fleet/vars/main.yml
+	listener, err := net.Listen("tcp", net.JoinHostPort(c.network.addr(1), "0"))
+	require.NoError(t, err)
+	c.metadata = listener.Addr().String()
+	mux := http.NewServeMux()
+	mux.HandleFunc("PUT /latest/api/token", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "token") })
+	mux.HandleFunc("GET /latest/meta-data/iam/security-credentials/{role...}", func(w http.ResponseWriter, r *http.Request) {
+		peer, _, _ := net.SplitHostPort(r.RemoteAddr)
+		all, err := c.describe()
+		mine := slices.ContainsFunc(all, func(i instance) bool {
+			return i.IP == peer && i.State == "running" && strings.HasSuffix(i.Profile, "/"+role)
+		})
+		switch {
+		case r.Header.Get("X-aws-ec2-metadata-token") != "token":
+			http.Error(w, "want a token", http.StatusUnauthorized)
+		case err != nil || !mine:
+			http.Error(w, "no role", http.StatusNotFound)
+		case r.PathValue("role") == "":
+			fmt.Fprint(w, role)
+		default:
+			json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "AccessKeyId": "host", "SecretAccessKey": "no-secret",
+				"Token": "session", "Expiration": time.Now().Add(time.Hour).UTC().Format(time.RFC3339)})
+		}
+	})
+	server := &http.Server{Handler: mux}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
 }
 
 // hostKey reads the SSH host key out of the instance's user data as cloud-init would.

@@ -145,18 +145,20 @@ func TestDatabase(t *testing.T) {
 		keeper.must(t, "systemctl stop ssh")
 		begin := time.Now()
 		s.edge().must(t, "fallocate -l 5500M /srv/footfall/fill")
-		wal := func() { // 1.2 GB of it
-			s.sql(t, "SELECT count(pg_logical_emit_message(false, 'e2e', repeat('x', 1000000))) FROM generate_series(1, 1200)")
+		wal := func(megabytes int) {
+			s.sql(t, fmt.Sprintf("SELECT count(pg_logical_emit_message(false, 'e2e', repeat('x', 1000000))) FROM generate_series(1, %d)", megabytes))
 		}
-		wal()
+		wal(1200)
 		eventually(t, 5*time.Minute, "WAL is dropped", func() error {
 			if s.dropped(t) == "0" {
 				return fmt.Errorf("not yet")
 			}
 			return nil
 		})
-		wal() // twice as much would be the end of the disk if the queue were kept
-		s.awaitArchived(t)
+		for range 12 { // as much again would be the end of the disk if the queue were kept
+			wal(100)
+			s.awaitArchived(t)
+		}
 		used := s.edge().must(t, "df --output=pcent /srv/footfall | tail -n 1")
 		keeper.must(t, "systemctl start ssh")
 		r := l.finish()
@@ -233,8 +235,7 @@ func TestDatabase(t *testing.T) {
 
 	part("a bucket", func(t *testing.T) {
 		b := startBucket(t, s.network)
-		_, err := shIn(b.ca, "docker", "exec", "-i", s.edge().container, "sh", "-c", "cat > /etc/ssl/bucket.pem; echo '"+b.line+"' >> /etc/hosts")
-		require.NoError(t, err)
+		require.NoError(t, b.introduce(s.edge()))
 		repository = []string{"-e", "backup_repository=s3://" + bucketName, "-e", "backup_s3_endpoint=" + b.endpoint,
 			"-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "backup_s3_key=nobody", "-e", "backup_s3_secret=no-secret"}
 		site(t, "--tags", "postgres")
@@ -259,7 +260,7 @@ func TestDatabase(t *testing.T) {
 		record("restore drill from a bucket", 0, 0, time.Since(begin), "%s", said)
 		assert.Contains(t, said, "missing of the live ones: 0 visits")
 		b.refusing.Store(true)
-		_, err = s.edge().sh("systemctl stop postgresql@17-footfall && mv /srv/footfall/postgresql/17 /srv/footfall/17 && footfall-db create")
+		_, err := s.edge().sh("systemctl stop postgresql@17-footfall && mv /srv/footfall/postgresql/17 /srv/footfall/17 && footfall-db create")
 		assert.ErrorContains(t, err, "read the repository", "a repository that cannot be read is no empty one")
 		s.edge().must(t, "! test -e /srv/footfall/postgresql/17 && mv /srv/footfall/17 /srv/footfall/postgresql/17 && systemctl start postgresql@17-footfall")
 	})

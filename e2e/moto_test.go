@@ -95,12 +95,35 @@ func (c *cloud) actions(t *testing.T) []string {
 	return recordedActions(t, resp.Body)
 }
 
+// s3Action is what IAM calls a request about a bucket, from Amazon's Service Authorization Reference.
+func s3Action(t *testing.T, method, address string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	require.NoError(t, err)
+	name, ok := map[string]string{"accelerate": "AccelerateConfiguration", "acl": "BucketAcl", "encryption": "EncryptionConfiguration",
+		"inventory": "InventoryConfiguration", "lifecycle": "LifecycleConfiguration", "object-lock": "BucketObjectLockConfiguration",
+		"ownershipControls": "BucketOwnershipControls", "policy": "BucketPolicy", "publicAccessBlock": "BucketPublicAccessBlock",
+		"requestPayment": "BucketRequestPayment", "tagging": "BucketTagging", "versioning": "BucketVersioning"}[u.RawQuery]
+	switch {
+	case ok && method == http.MethodGet:
+		return "Get" + name
+	case ok && method == http.MethodPut:
+		return "Put" + name
+	case method == http.MethodHead:
+		return "ListBucket"
+	}
+	require.Equal(t, http.MethodPut, method, address)
+	return "CreateBucket"
+}
+
 // recordedActions reads moto's recording, one JSON object a request.
 func recordedActions(t *testing.T, recording io.Reader) []string {
 	t.Helper()
 	asked := map[string]bool{}
 	for lines := json.NewDecoder(recording); lines.More(); {
 		var request struct {
+			Method  string
+			URL     string
 			Headers map[string]string
 			Body    string
 			Encoded bool `json:"body_encoded"` // in base64
@@ -120,6 +143,9 @@ func recordedActions(t *testing.T, recording io.Reader) []string {
 		credential := strings.Split(request.Headers["Authorization"], "/")
 		require.Greater(t, len(credential), 3, "%v", request.Headers)
 		action := form.Get("Action")
+		if credential[3] == "s3" {
+			action = s3Action(t, request.Method, request.URL)
+		}
 		if target := request.Headers["X-Amz-Target"]; target != "" {
 			_, action, _ = strings.Cut(target, ".")
 		}

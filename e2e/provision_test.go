@@ -37,6 +37,8 @@ func TestProvision(t *testing.T) {
 	}
 	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)),
 		"-e", "requests_per_second=100000",
+		// The bucket that site.yml makes, by TLS before the emulator; the keys are those of the host's role.
+		"-e", "backup_s3_endpoint=" + c.bucket.endpoint, "-e", "backup_s3_ca=/etc/ssl/bucket.pem",
 		"-e", "monitoring=false"} // TestService has it
 	site := func(t *testing.T, args ...string) play {
 		t.Helper()
@@ -79,10 +81,14 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, newImage, first.Image, "Debian's newest, not the stranger's")
 		assert.Len(t, first.Groups, 2)
 		assert.Equal(t, first.Public, c.address(t))
-		assert.Equal(t, []volume{{Encrypted: true, Type: "gp3", Instance: first.ID, KeptAfter: true}}, c.volumes(t, "footfall-data"))
+		data := c.volumes(t, "footfall-data")
+		require.Len(t, data, 1)
+		assert.Equal(t, volume{data[0].ID, true, "gp3", first.ID, true}, data[0])
 		assert.ErrorContains(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil), "may not be terminated")
 		assert.Equal(t, "ext4", s.edge().must(t, "findmnt --noheadings --output FSTYPE /srv/footfall"), "the data volume")
 		assert.Contains(t, s.visit(t), "You have visited this page")
+		assert.Contains(t, s.edge().must(t, "runuser -u postgres -- pgbackrest --stanza=footfall info"), "status: ok")
+		assert.Contains(t, s.edge().must(t, "cat /etc/pgbackrest.conf"), "repo1-s3-key-type=auto")
 	})
 	c.putParameter(t, "/e2e/debian", oldImage)
 	older := []string{"-e", "ami_parameter=/e2e/debian"} // another image makes no second host
@@ -104,8 +110,13 @@ func TestProvision(t *testing.T) {
 		second := c.instances(t)["footfall-2"]
 		require.NoError(t, c.call("StopInstances", url.Values{"InstanceId.1": {second.ID}}, nil))
 		require.NoError(t, c.call("CreateTags", url.Values{"ResourceId.1": {second.ID}, "Tag.1.Key": {"leaving"}, "Tag.1.Value": {"true"}}, nil))
+		var profile struct {
+			ID string `xml:"iamInstanceProfileAssociationSet>item>associationId"`
+		}
+		require.NoError(t, c.call("DescribeIamInstanceProfileAssociations", nil, &profile))
+		require.NoError(t, c.call("DisassociateIamInstanceProfile", url.Values{"AssociationId": {profile.ID}}, nil))
 		p := machines(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`)...)
-		assert.Len(t, p.Tasks, 3, "the firewall, the stopped host, its tag: %v", p.Tasks)
+		assert.Len(t, p.Tasks, 4, "the firewall, the role of the first host, the stopped host, its tag: %v", p.Tasks)
 		assert.Equal(t, "running", c.instances(t)["footfall-2"].State)
 		again(t, machines(t, append(three, "-e", `{"ssh_cidrs": ["198.51.100.0/24"]}`, "--check", "--diff")...))
 	})
@@ -136,15 +147,29 @@ func TestProvision(t *testing.T) {
 	})
 	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
 		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
-		before, address := s.totals(t), c.address(t)
+		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
 		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
 		p := site(t)
 		record("the first host lost, made again", 0, 0, p.Took, "same address, same data volume, lost 0")
 		second := c.instances(t)["footfall-1"]
 		assert.NotEqual(t, first.ID, second.ID)
 		assert.Equal(t, address, second.Public)
-		assert.Equal(t, []volume{{Encrypted: true, Type: "gp3", Instance: second.ID, KeptAfter: true}}, c.volumes(t, "footfall-data"))
+		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
 		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
+		assert.Equal(t, totals{before.Visits + 2, before.Visitors}, s.totals(t), "verify visits twice")
+		s.recount(t)
+	})
+	ok = ok && t.Run("the data outlive host and volume", func(t *testing.T) {
+		s.awaitArchived(t)
+		before := s.totals(t)
+		lost := c.instances(t)["footfall-1"]
+		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {lost.ID}, "DisableApiTermination.Value": {"false"}}, nil))
+		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {lost.ID}}, nil))
+		eventually(t, time.Minute, "the volume is deleted", func() error {
+			return c.call("DeleteVolume", url.Values{"VolumeId": {c.volumes(t, "footfall-data")[0].ID}}, nil)
+		})
+		p := site(t)
+		record("the first host and its volume lost, made again from the bucket", 0, 0, p.Took, "same address, a new volume, lost 0")
 		assert.Equal(t, totals{before.Visits + 2, before.Visitors}, s.totals(t), "verify visits twice")
 		s.recount(t)
 	})
@@ -180,6 +205,8 @@ func TestProvision(t *testing.T) {
 				allowed[a.(string)] = true
 			}
 		}
+		assert.True(t, allowed["iam:PassRole"], "what EC2 asks for where a host is given its role")
+		delete(allowed, "iam:PassRole")
 		assert.Equal(t, slices.Sorted(maps.Keys(allowed)), c.actions(t), "allowed, and asked for in this test")
 	})
 	require.True(t, ok, "each step needs the one before")
@@ -197,6 +224,7 @@ func (c *cloud) address(t *testing.T) string {
 }
 
 type volume struct {
+	ID        string `xml:"volumeId"`
 	Encrypted bool   `xml:"encrypted"`
 	Type      string `xml:"volumeType"`
 	Instance  string `xml:"attachmentSet>item>instanceId"`
