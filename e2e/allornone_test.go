@@ -154,7 +154,7 @@ chmod 755 /usr/local/sbin/footfall-release`, f.step, cmp.Or(f.before, "true"), c
 	if f.after == "" {
 		next := s.deploy(t, version)
 		next.require(t)
-		h.must(t, "rm -f /run/e2e-held; while pgrep -f footfall-release.real; do sleep 0.1; done")
+		h.must(t, "rm -f /run/e2e-held; while pgrep -f '[f]ootfall-release.real'; do sleep 0.1; done")
 		assert.Equal(t, slices.Repeat([]string{version}, len(s.hosts)), s.running(t), "a step of the killed run was carried out")
 	}
 }
