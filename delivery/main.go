@@ -105,6 +105,8 @@ var (
 	target = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
 	run    = regexp.MustCompile(`\brun["']?\s*:`)
 	makes  = regexp.MustCompile(`^\s*(?:- )?run: make ([a-z0-9-]+)$`)
+	// What GitHub reads before it knows a job's environment: https://docs.github.com/en/actions/reference/workflows-and-actions/contexts
+	early  = regexp.MustCompile(`^(    (if|runs-on|timeout-minutes|strategy|concurrency):|      (group|matrix):|concurrency:).*vars\.(\w+)`)
 	uses   = regexp.MustCompile(`\buses["']?\s*:`)
 	pinned = regexp.MustCompile(`uses: (\./\.github/workflows/[\w-]+\.yml|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
 )
@@ -145,6 +147,9 @@ func workflows(root string) ([]string, error) {
 				}
 			} else if run.MatchString(line) {
 				say(n, `runs something other than a target: write "run: make TARGET", which a person can run as well`)
+			}
+			if m := early.FindStringSubmatch(line); m != nil && !strings.HasPrefix(m[4], "REPO_") {
+				say(n, "reads vars.%s where the variables of a job's environment are not known: make it a variable of the repository and name it REPO_%[1]s", m[4])
 			}
 			if uses.MatchString(line) && !pinned.MatchString(line) {
 				say(n, `uses an action by a name that can move: pin its commit, "uses: OWNER/NAME@40-HEX-DIGITS # v1.2.3"`)
