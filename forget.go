@@ -1,12 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 )
 
 // forgetCommand removes what is kept of the visitor with this address, in any
@@ -45,8 +45,10 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, address strin
 // readAddress returns the first line of in: a command line can be in logs, such as sudo's.
 func readAddress(in io.Reader) (string, error) {
 	const longest = 100 // bytes, of an address in any form
-	text, err := io.ReadAll(io.LimitReader(in, longest))
-	line, _, _ := strings.Cut(string(text), "\n")
+	line, err := bufio.NewReader(io.LimitReader(in, longest)).ReadString('\n')
+	if errors.Is(err, io.EOF) {
+		err = nil // a line without an end
+	}
 	return line, err
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -57,6 +58,19 @@ func TestForget(t *testing.T) {
 	assert.Equal(t, "forgotten: a visitor with 1 visit; the totals stay as they are\n", string(out))
 	assert.NotContains(t, r.lines.String(), "192.0.2")
 	requireVerified(t, s)
+}
+
+// At a terminal the line ends the input, not the end of the file.
+func TestReadAddress(t *testing.T) {
+	t.Parallel()
+	in, terminal := io.Pipe()
+	go io.WriteString(terminal, "192.0.2.7\n")
+	line, err := readAddress(in)
+	require.NoError(t, err)
+	assert.Equal(t, "192.0.2.7\n", line)
+	line, err = readAddress(strings.NewReader("192.0.2.7"))
+	require.NoError(t, err)
+	assert.Equal(t, "192.0.2.7", line)
 }
 
 func TestForgetFails(t *testing.T) {
