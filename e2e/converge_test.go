@@ -138,6 +138,12 @@ func testConverge(t *testing.T, s *service) {
 		assert.Error(t, err, "the second host serves the public")
 	})
 
+	t.Run("logs rotate by size", func(t *testing.T) {
+		s.edge().must(t, "systemctl start logrotate.service && truncate -s 60M /var/log/nginx/access.log && systemctl start logrotate.service && test $(stat -c %s /var/log/nginx/access.log.1) -ge 60000000")
+		assert.Contains(t, s.edge().must(t, "systemctl cat logrotate.timer"), "OnCalendar=*:0/5")
+		s.visit(t)
+	})
+
 	t.Run("containers are shut in", func(t *testing.T) {
 		for _, h := range s.hosts {
 			got := h.must(t, `docker inspect -f '{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.Memory}} {{.HostConfig.PortBindings}} {{.HostConfig.RestartPolicy.Name}}' `+live)
