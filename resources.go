@@ -28,7 +28,7 @@ func (s *server) resources() []resource {
 		svg  = "image/svg+xml"
 
 		noStore   = "no-store"
-		oneMinute = "public, max-age=60" // GitHub's image proxy asks again after this
+		oneMinute = "public, max-age=60" // how old a number may be that an image proxy shows
 	)
 	shows := []string{"visitors", "visits", "today"}
 	return []resource{
