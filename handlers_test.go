@@ -702,7 +702,7 @@ func TestPanicInHandler(t *testing.T) {
 	assert.NotEmpty(t, w.Header().Get("Content-Security-Policy"))
 	lines := s.lines.String()
 	assert.Contains(t, lines, `"level":"ERROR","msg":"handler panicked","route":"GET /badge.svg","err":"runtime error: invalid memory address or nil pointer dereference","stack":"goroutine `)
-	assert.Contains(t, lines, "(*server).badge")
+	assert.Contains(t, lines, "(*store).look")
 	assert.NotContains(t, lines, "192.0.2.1")
 	assert.Contains(t, s.ask("GET", "/metrics").Body.String(), `footfall_http_requests_total{route="/badge.svg",status="500"} 1`)
 	assert.Equal(t, http.StatusOK, s.ask("GET", "/").Code)

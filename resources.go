@@ -28,7 +28,7 @@ func (s *server) resources() []resource {
 		svg  = "image/svg+xml"
 
 		noStore   = "no-store"
-		oneMinute = "public, max-age=60" // GitHub's image proxy asks again after this
+		oneMinute = "public, max-age=60" // how old a number may be that an image proxy shows
 	)
 	shows := []string{"visitors", "visits", "today"}
 	return []resource{
@@ -36,11 +36,11 @@ func (s *server) resources() []resource {
 		{"/healthz", text, noStore, "", nil, s.healthz},
 		{"/readyz", text, noStore, "", nil, s.readyz},
 		{"/metrics", "text/plain; version=0.0.4; charset=utf-8", noStore, "", nil, s.showMetrics},
-		{"/api/stats", json, noStore, "", nil, s.stats},
+		{"/api/stats", json, noStore, "", nil, s.live(statsJSON)},
 		{"/api/stats.csv", "text/csv; charset=utf-8", oneMinute, "", nil, s.statsCSV},
-		{"/badge.svg", svg, oneMinute, "show", shows, s.badgeSVG},
-		{"/badge.json", json, oneMinute, "show", shows, s.badgeJSON},
-		{"/chart.svg", svg, oneMinute, "theme", []string{"light", "dark"}, s.chartSVG},
+		{"/badge.svg", svg, oneMinute, "show", shows, s.live(badgeSVG)},
+		{"/badge.json", json, oneMinute, "show", shows, s.live(badgeJSON)},
+		{"/chart.svg", svg, oneMinute, "theme", []string{"light", "dark"}, s.live(chartSVG)},
 		{"/robots.txt", text, oneMinute, "", nil, file("robots.txt")},
 		{"/favicon.ico", "image/vnd.microsoft.icon", oneMinute, "", nil, file("favicon.ico")},
 		{"/.well-known/security.txt", text, oneMinute, "", nil, s.securityTxt},
@@ -69,6 +69,17 @@ func file(name string) func(context.Context, string) ([]byte, error) {
 	return func(context.Context, string) ([]byte, error) { return assetFiles.ReadFile("assets/" + name) }
 }
 
+// live is the body of what shows the count of the moment.
+func (s *server) live(show func(t *tally, value string) ([]byte, error)) func(context.Context, string) ([]byte, error) {
+	return func(ctx context.Context, value string) ([]byte, error) {
+		t, _, err := s.look(ctx, visitorID{})
+		if err != nil {
+			return nil, err
+		}
+		return show(t, value)
+	}
+}
+
 // version says what runs here.
 func (s *server) version(context.Context, string) ([]byte, error) { return indentedJSON(s.build) }
 
@@ -76,12 +87,7 @@ func (s *server) version(context.Context, string) ([]byte, error) { return inden
 // database: restarting the program would not mend that.
 func (s *server) healthz(context.Context, string) ([]byte, error) { return []byte("ok\n"), nil }
 
-// stats is the count as JSON.
-func (s *server) stats(ctx context.Context, _ string) ([]byte, error) {
-	t, _, err := s.look(ctx, visitorID{})
-	if err != nil {
-		return nil, err
-	}
+func statsJSON(t *tally, _ string) ([]byte, error) {
 	type jsonDay struct {
 		Day         string `json:"day"`
 		Visits      int64  `json:"visits"`
@@ -117,34 +123,22 @@ type badge struct {
 	Number string `json:"message"`
 }
 
-func (s *server) badge(ctx context.Context, show string) (badge, error) {
-	t, _, err := s.look(ctx, visitorID{})
-	switch {
-	case err != nil:
-		return badge{}, err
-	case show == "visits":
-		return badge{1, "visits", group(t.visits)}, nil
-	case show == "today":
-		return badge{1, "visits today", group(t.today().visits)}, nil
+func newBadge(t *tally, show string) badge {
+	switch show {
+	case "visits":
+		return badge{1, "visits", group(t.visits)}
+	case "today":
+		return badge{1, "visits today", group(t.today().visits)}
 	}
-	return badge{1, "visitors", group(t.visitors)}, nil
+	return badge{1, "visitors", group(t.visitors)}
 }
 
-func (s *server) badgeJSON(ctx context.Context, show string) ([]byte, error) {
-	b, err := s.badge(ctx, show)
-	if err != nil {
-		return nil, err
-	}
-	return indentedJSON(b)
-}
+func badgeJSON(t *tally, show string) ([]byte, error) { return indentedJSON(newBadge(t, show)) }
 
 // badgeSVG is the badge as a picture. Its widths fit type of 11 pixels, in
 // which a letter is 5 wide and a bold digit 8.
-func (s *server) badgeSVG(ctx context.Context, show string) ([]byte, error) {
-	b, err := s.badge(ctx, show)
-	if err != nil {
-		return nil, err
-	}
+func badgeSVG(t *tally, show string) ([]byte, error) {
+	b := newBadge(t, show)
 	label, number := 6*len(b.Label)+12, 7*len(b.Number)+20
 	return renderTemplate("badge.svg", map[string]any{
 		"Badge": b, "Label": label, "Width": label + number, "NumberWidth": number,
@@ -153,11 +147,7 @@ func (s *server) badgeSVG(ctx context.Context, show string) ([]byte, error) {
 }
 
 // chartSVG is the page's chart without its words.
-func (s *server) chartSVG(ctx context.Context, theme string) ([]byte, error) {
-	t, _, err := s.look(ctx, visitorID{})
-	if err != nil {
-		return nil, err
-	}
+func chartSVG(t *tally, theme string) ([]byte, error) {
 	return renderTemplate("chart.svg", map[string]any{"Chart": newChart(t.days), "Today": newRow(t.today()), "Dark": theme == "dark"})
 }
 
