@@ -30,12 +30,12 @@ func testDeployUnderLoad(t *testing.T, s *service) {
 		// It migrates, but hangs instead of serving.
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "hang.go"), []byte(`package main
 
-import ("fmt"; "os")
+import ("fmt"; "os"; "time")
 
 func init() {
 	if len(os.Args) == 1 {
 		fmt.Println("this release hangs before it serves")
-		select {}
+		time.Sleep(time.Hour)
 	}
 }
 `), 0o644))
@@ -71,7 +71,7 @@ func init() {
 	p = part("release that never gets ready", func() play { return <-first })
 	assert.Error(t, p.Err)
 	assert.Contains(t, p.Output, "this release hangs before it serves", "the container's log")
-	assert.Contains(t, p.Output, broken+" is not ready after 20 s, restarted 0 times; /readyz: 000")
+	assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), broken+" is not ready after 20 s, restarted 0 times; /readyz: 000")
 	assert.Equal(t, []string{upgrade, upgrade}, s.running(t))
 	for _, h := range s.hosts {
 		eventually(t, time.Minute, "the broken release is kept, stopped", func() error {

@@ -189,12 +189,11 @@ func (f *fleet) writeInventory(t *testing.T) {
 	var inventory, known strings.Builder
 	knownHosts := filepath.Join(shared(), f.network.name+".known_hosts")
 	f.inventory = filepath.Join(shared(), f.network.name+".ini")
-	inventory.WriteString("[footfall]\n")
+	inventory.WriteString("localhost ansible_connection=local provision=false\n\n[footfall]\n")
 	for _, h := range f.hosts {
 		fmt.Fprintf(&inventory, "%s ansible_host=%s\n", h.name, h.ip) // without private_ip: its default is meant
 		fmt.Fprintf(&known, "%s %s\n", h.ip, h.hostKey)
 	}
-	inventory.WriteString("\n[all:vars]\nprovision=false\n")
 	fmt.Fprintf(&inventory, "\n[footfall:vars]\nansible_user=admin\nansible_ssh_private_key_file=%s\n", operator)
 	fmt.Fprintf(&inventory, "ansible_ssh_common_args='-o StrictHostKeyChecking=yes -o UserKnownHostsFile=%s'\n", knownHosts)
 	require.NoError(t, os.WriteFile(f.inventory, []byte(inventory.String()), 0o600))
