@@ -122,6 +122,10 @@ picture: ## the pictures of README and docs and favicon.ico, made again with Chr
 	go test -tags picture -run 'TestPicture|TestFavicon' -count=1 -v .
 	dot -Tsvg docs/design.dot -o docs/design.svg
 
+.PHONY: terminal
+terminal: ## the README's picture of a deployment, from the log that make e2e has left
+	go test -tags picture -run TestTerminal -count=1 -v .
+
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; about an hour, as root
 	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v ./e2e
