@@ -122,21 +122,27 @@ picture: ## the pictures of README and docs and favicon.ico, made again with Chr
 	go test -tags picture -run 'TestPicture|TestFavicon' -count=1 -v .
 	dot -Tsvg docs/design.dot -o docs/design.svg
 
+.PHONY: terminal
+terminal: ## the README's picture of a deployment, from the log that make e2e has left
+	go test -tags picture -run TestTerminal -count=1 -v .
+
 # The end-to-end tests in parts, each with the files that concern it: a pull request runs the parts whose files it changes.
-E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion)$$
-E2E_service    := ^TestService$$/^(BackupAndRestore|Browser|Converge|Faults|TLS)$$
+E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$
+E2E_service    := ^TestService$$/^(Backups|Browser|Converge|Faults|TLS)$$
 E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator)$$
 E2E_all-or-none := ^TestService$$/^(DeployFaults|ThreeHosts)$$
+E2E_database   := ^Test(Database|UpgradePostgres)$$
 E2E_cloud      := ^TestProvision$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
 service        := $(every) e2e/service_test.go ansible/site.yml ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
-ABOUT_image      := $(every) *.go sql assets Dockerfile compose.yaml e2e/*_test.go
+ABOUT_image      := $(every) docs/without-ansible.md *.go sql assets Dockerfile compose.yaml e2e/*_test.go
 ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres assets e2e/*_test.go
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh e2e/deploy_test.go e2e/operator_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
+ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
 ABOUT_cloud      := $(every) ansible/site.yml ansible/destroy.yml ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/provision_test.go e2e/volume_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml

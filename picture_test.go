@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"html"
 	"image"
 	"image/color"
 	"image/draw"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -65,6 +67,59 @@ func TestFavicon(t *testing.T) {
 	ico = binary.LittleEndian.AppendUint32(ico, uint32(picture.Len()))
 	ico = binary.LittleEndian.AppendUint32(ico, uint32(len(ico)+4))
 	require.NoError(t, os.WriteFile("assets/favicon.ico", append(ico, picture.Bytes()...), 0o644))
+}
+
+// TestTerminal makes docs/deploy.svg, what a deployment looks like, from the log
+// that TestService (make e2e) has left of site.yml on two bare hosts. The
+// lines of the tasks are left out: "…".
+func TestTerminal(t *testing.T) {
+	logs, err := filepath.Glob("e2e/out/*-TestService.log")
+	require.NoError(t, err)
+	require.NotEmpty(t, logs, "run make e2e first, or its TestService")
+	log, err := os.ReadFile(logs[0])
+	require.NoError(t, err)
+	lines := []string{"$ ansible-playbook -i inventory/static.yml site.yml -e app_image_archive=…", ""}
+	var play string
+	tasks := 0
+	end := func(next string) {
+		if tasks > 0 {
+			lines = append(lines, fmt.Sprintf("%-42s … %2d %s", play, tasks, plural(fmt.Sprint(tasks), "task")))
+		}
+		play, tasks = next, 0
+	}
+	var recap bool
+	for line := range strings.Lines(string(log)) {
+		line = strings.TrimRight(line, " \n")
+		switch name, isPlay := strings.CutPrefix(line, "PLAY ["); {
+		case isPlay:
+			end("PLAY [" + strings.TrimRight(name, "* "))
+		case strings.HasPrefix(line, "TASK ["):
+			tasks++
+		case strings.HasPrefix(line, "PLAY RECAP"):
+			end("")
+			recap = true
+			lines = append(lines, "", "PLAY RECAP")
+		case strings.HasPrefix(line, "TASKS RECAP"):
+			recap = false
+		case recap && strings.Contains(line, "unreachable="):
+			lines = append(lines, line[:strings.Index(line, "skipped=")])
+			require.Contains(t, line, "failed=0 ", "of a run that succeeded")
+		}
+	}
+	took := regexp.MustCompile(`TASKS RECAP.*\n.*\) +(\d+:\d\d:\d\d)`).FindStringSubmatch(string(log))
+	require.NotNil(t, took)
+	lines = append(lines, "", "took "+took[1])
+
+	const lineHeight, margin = 19, 16
+	var svg bytes.Buffer
+	height := 2*margin + lineHeight*len(lines)
+	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" width="720" height="%d" viewBox="0 0 720 %d" role="img"><title>site.yml on two bare hosts</title>`+"\n", height, height)
+	fmt.Fprintf(&svg, `<rect width="100%%" height="100%%" rx="8" fill="#131008"/><g font-family="ui-monospace,Menlo,Consolas,DejaVu Sans Mono,monospace" font-size="13" fill="#f4ead2">`+"\n")
+	for i, line := range lines {
+		fmt.Fprintf(&svg, `<text x="%d" y="%d">%s</text>`+"\n", margin, margin+lineHeight*(i+1)-6, strings.ReplaceAll(html.EscapeString(line), " ", "\u00a0"))
+	}
+	svg.WriteString("</g></svg>\n")
+	require.NoError(t, os.WriteFile("docs/deploy.svg", svg.Bytes(), 0o644))
 }
 
 // screenshot returns what Chromium shows of a page.
