@@ -77,7 +77,7 @@ func testConverge(t *testing.T, s *service) {
 				}
 			})
 		}
-		assert.Equal(t, before.Visits+2, s.totals(t).Visits, "verify visits twice")
+		assert.Equal(t, before.Visits+4, s.totals(t).Visits, "app, which replaces the release, and verify visit twice each")
 	})
 
 	t.Run("forged addresses", func(t *testing.T) {
