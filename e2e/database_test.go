@@ -212,7 +212,11 @@ func TestDatabase(t *testing.T) {
 		require.NoError(t, err)
 		destroyed := time.Now()
 		r := l.finish()
-		s.hosts[0] = bootHost(t, s.network, "footfall-1", s.edge().ip, nil)
+		path, err := newKey("another-footfall-1") // a new machine has a new key
+		require.NoError(t, err)
+		hostKey, err := os.ReadFile(path)
+		require.NoError(t, err)
+		s.hosts[0] = bootHost(t, s.network, "footfall-1", s.edge().ip, hostKey)
 		s.edge().awaitBoot(t)
 		s.writeInventory(t)
 		newVolume("database-2")
