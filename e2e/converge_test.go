@@ -77,7 +77,7 @@ func testConverge(t *testing.T, s *service) {
 				}
 			})
 		}
-		assert.Equal(t, before.Visits+2, s.totals(t).Visits, "verify visits twice")
+		assert.Equal(t, before.Visits+4, s.totals(t).Visits, "verify visits twice, and so does app before it confirms")
 	})
 
 	t.Run("forged addresses", func(t *testing.T) {
