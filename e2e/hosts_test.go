@@ -42,7 +42,7 @@ func newNetwork(t *testing.T, prefix, automatic string) network {
 	var err error
 	for _, c := range candidates {
 		n.prefix = netip.MustParsePrefix(c)
-		args := []string{"network", "create", "--label", label + "=" + pid, "--subnet", c}
+		args := []string{"network", "create", "--label", label + "=" + pid, "--subnet", c, "--gateway", n.addr(1)} // else it is the first of --ip-range
 		if automatic != "" {
 			args = append(args, "--ip-range", automatic)
 		}
