@@ -236,7 +236,7 @@ func (c *cloud) startMetadata(t *testing.T) {
 	c.metadata = listener.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /latest/api/token", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "token") })
-	mux.HandleFunc("GET /latest/meta-data/iam/security-credentials/{role...}", func(w http.ResponseWriter, r *http.Request) {
+	credentials := func(w http.ResponseWriter, r *http.Request) {
 		peer, _, _ := net.SplitHostPort(r.RemoteAddr)
 		all, err := c.describe()
 		mine := slices.ContainsFunc(all, func(i instance) bool {
@@ -253,7 +253,10 @@ func (c *cloud) startMetadata(t *testing.T) {
 			json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "AccessKeyId": "host", "SecretAccessKey": "no-secret",
 				"Token": "session", "Expiration": time.Now().Add(time.Hour).UTC().Format(time.RFC3339)})
 		}
-	})
+	}
+	// pgBackRest asks without a slash at the end; the real service answers both.
+	mux.HandleFunc("GET /latest/meta-data/iam/security-credentials", credentials)
+	mux.HandleFunc("GET /latest/meta-data/iam/security-credentials/{role...}", credentials)
 	server := &http.Server{Handler: mux}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
