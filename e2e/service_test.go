@@ -96,7 +96,7 @@ func variant(t *testing.T, version string, change func(dir string)) {
 }
 
 // live is, in a shell on a host, the id of the container that serves there.
-const live = "$(docker ps -q -f name=footfall-blue -f name=footfall-green)"
+const live = "footfall-$(dirname $(readlink /var/lib/footfall/live.sock))"
 
 // get asks the service and returns status and body.
 func (s *service) get(path string, header ...string) (int, string, error) {
