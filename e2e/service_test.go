@@ -95,7 +95,7 @@ func variant(t *testing.T, version string, change func(dir string)) {
 	buildRelease(t, version, dir)
 }
 
-// live is, in a shell on a host, the id of the container that serves there.
+// live is, in a shell on a host, the name of the container that serves there.
 const live = "footfall-$(dirname $(readlink /var/lib/footfall/live.sock))"
 
 // get asks the service and returns status and body.
