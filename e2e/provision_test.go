@@ -62,7 +62,7 @@ func TestProvision(t *testing.T) {
 		r := l.finish()
 		record(name, r.Requests, r.Failed, p.Took, "changed=%d; failed GETs %d, slowest answer %d ms", p.Changed, r.failedGETs(), r.Slowest.Milliseconds())
 		assert.Zero(t, r.failedGETs(), "%s", r)
-		assert.Equal(t, before.Visits+r.Counted+2, s.totals(t).Visits, "each answered visit is counted once, and verify's two")
+		assert.Equal(t, before.Visits+r.Counted+4, s.totals(t).Visits, "each answered visit is counted once, and two each of app and verify")
 		s.recount(t)
 	}
 
