@@ -125,14 +125,7 @@ func TestDatabase(t *testing.T) {
 		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
 		keeper.must(t, "systemctl stop ssh")
 		begin := time.Now()
-		failures := s.sql(t, "SELECT failed_count FROM pg_stat_archiver")
-		s.sql(t, "SELECT pg_switch_wal()")
-		eventually(t, 3*time.Minute, "a segment is refused", func() error {
-			if now := s.sql(t, "SELECT failed_count FROM pg_stat_archiver"); now == failures {
-				return fmt.Errorf("%s failures, as before", now)
-			}
-			return nil
-		})
+		s.awaitRefused(t)
 		keeper.must(t, "systemctl start ssh")
 		s.awaitArchived(t)
 		assert.Equal(t, "0", s.dropped(t))
@@ -247,14 +240,7 @@ func TestDatabase(t *testing.T) {
 		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
 		b.refusing.Store(true)
 		begin := time.Now()
-		failures := s.sql(t, "SELECT failed_count FROM pg_stat_archiver")
-		s.sql(t, "SELECT pg_switch_wal()")
-		eventually(t, 3*time.Minute, "the bucket refuses a segment", func() error {
-			if now := s.sql(t, "SELECT failed_count FROM pg_stat_archiver"); now == failures {
-				return fmt.Errorf("%s failures, as before", now)
-			}
-			return nil
-		})
+		s.awaitRefused(t)
 		b.refusing.Store(false)
 		s.balance(t, "bucket refuses, then takes", before, l.finish(), 0, time.Since(begin))
 		s.sql(t, "SELECT pg_switch_wal()")
@@ -338,4 +324,18 @@ func (s *service) awaitRestart(t *testing.T, before string) time.Duration {
 	})
 	s.awaitPage(t, time.Minute, "the page counts again")
 	return time.Since(begin)
+}
+
+// awaitRefused begins a new WAL segment and waits until the repository refuses the one before.
+func (s *service) awaitRefused(t *testing.T) {
+	t.Helper()
+	const failures = "SELECT failed_count FROM pg_stat_archiver"
+	before := s.sql(t, failures)
+	s.sql(t, "SELECT pg_switch_wal()")
+	eventually(t, 3*time.Minute, "the repository refuses a segment", func() error {
+		if now := s.sql(t, failures); now == before {
+			return fmt.Errorf("%s failures, as before", now)
+		}
+		return nil
+	})
 }

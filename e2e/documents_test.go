@@ -25,10 +25,10 @@ func TestWithoutAnsible(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "footfall-"+repoVersion(t)+"-linux-amd64")
 	_, err = sh("make", "-C", repoDir(), "build", "BIN="+binary)
 	require.NoError(t, err)
-	_, err = docker("cp", binary, h.container+":/root/")
+	_, err = docker("cp", binary, h.container+":/srv/")
 	require.NoError(t, err)
 	for _, block := range blocks {
-		out, err := docker("exec", "--workdir=/root", "--env=DEBIAN_FRONTEND=noninteractive", h.container, "bash", "-euo", "pipefail", "-c", block[1])
+		out, err := docker("exec", "--workdir=/srv", "--env=DEBIAN_FRONTEND=noninteractive", h.container, "bash", "-euo", "pipefail", "-c", block[1])
 		require.NoError(t, err, block[1])
 		t.Log(out)
 	}
