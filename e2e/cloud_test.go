@@ -136,6 +136,7 @@ func (c *cloud) post(service, contentType, target, body, path string) ([]byte, e
 type instance struct {
 	ID      string `xml:"instanceId"`
 	Image   string `xml:"imageId"`
+	Type    string `xml:"instanceType"`
 	State   string `xml:"instanceState>name"`
 	IP      string `xml:"privateIpAddress"`
 	Public  string `xml:"ipAddress"`

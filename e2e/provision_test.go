@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -158,6 +159,38 @@ func TestProvision(t *testing.T) {
 		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
 		assert.Equal(t, totals{before.Visits + 2, before.Visitors}, s.totals(t), "verify visits twice")
 		s.recount(t)
+	})
+	ok = ok && t.Run("another machine for the first host", func(t *testing.T) {
+		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
+		old := c.instances(t)["footfall-1"]
+		// EC2 lets go of a terminated instance's volume later than the emulator: here a stranger keeps it for 20 s.
+		var stranger struct {
+			ID string `xml:"instancesSet>item>instanceId"`
+		}
+		require.NoError(t, c.call("RunInstances", url.Values{"ImageId": {newImage}, "MinCount": {"1"}, "MaxCount": {"1"}}, &stranger))
+		kept := make(chan error, 1)
+		go func() {
+			attachment := url.Values{"VolumeId": {data.ID}, "InstanceId": {stranger.ID}, "Device": {dataSlot}}
+			for t.Context().Err() == nil && c.call("AttachVolume", attachment, nil) != nil {
+				time.Sleep(100 * time.Millisecond) // between two looks at the condition
+			}
+			time.Sleep(20 * time.Second) // the lateness
+			kept <- c.call("DetachVolume", attachment, nil)
+		}()
+		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
+		p := c.ansible(t, "replace.yml", slices.Concat(settings, []string{"-e", "host=footfall-1", "-e", "instance_type=t3.medium"})...)
+		p.require(t)
+		require.NoError(t, <-kept)
+		r := l.finish()
+		s.hosts = []*host{c.host(t, "footfall-1")}
+		second := c.instances(t)["footfall-1"]
+		assert.NotEqual(t, old.ID, second.ID)
+		assert.Equal(t, "t3.medium", second.Type)
+		assert.Equal(t, address, second.Public)
+		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
+		away := regexp.MustCompile(`it was away for \d+ seconds`).FindString(strings.Join(strings.Fields(p.Output), " "))
+		require.NotEmpty(t, away)
+		s.balance(t, "the first host replaced, its volume 20 s late: "+away, before, r, 2, p.Took)
 	})
 	ok = ok && t.Run("the data outlive host and volume", func(t *testing.T) {
 		s.awaitArchived(t)
