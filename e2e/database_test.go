@@ -84,12 +84,17 @@ func TestDatabase(t *testing.T) {
 	})
 
 	part("PostgreSQL is killed", func(t *testing.T) {
-		before := s.totals(t)
-		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
-		killed := s.edge().must(t, "systemctl show -P MainPID postgresql@17-footfall")
-		s.edge().must(t, "kill -9 "+killed)
-		away := s.awaitRestart(t, killed)
-		s.balance(t, "PostgreSQL killed with -9", before, l.finish(), 1, away)
+		for _, victim := range []struct{ name, pid string }{
+			{"PostgreSQL", "$MAINPID"},
+			{"a process of PostgreSQL", "$(pgrep --parent $MAINPID --full 'background writer')"},
+		} {
+			before := s.totals(t)
+			l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
+			main := s.edge().must(t, "systemctl show -P MainPID postgresql@17-footfall")
+			s.edge().must(t, "MAINPID="+main+"; kill -9 "+victim.pid)
+			away := s.awaitRestart(t, main)
+			s.balance(t, victim.name+" killed with -9", before, l.finish(), 1, away)
+		}
 	})
 
 	part("the volume appears late", func(t *testing.T) {
