@@ -188,9 +188,9 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, "t3.medium", second.Type)
 		assert.Equal(t, address, second.Public)
 		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
-		away := regexp.MustCompile(`it was away for \d+ seconds`).FindString(strings.Join(strings.Fields(p.Output), " "))
+		away := regexp.MustCompile(`to the start of the new one \d+ seconds`).FindString(strings.Join(strings.Fields(p.Output), " "))
 		require.NotEmpty(t, away)
-		s.balance(t, "the first host replaced, its volume 20 s late: "+away, before, r, 2, p.Took)
+		s.balance(t, "the first host replaced, its volume 20 s late, "+away, before, r, 2, p.Took)
 	})
 	ok = ok && t.Run("the data outlive host and volume", func(t *testing.T) {
 		s.awaitArchived(t)
