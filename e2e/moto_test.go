@@ -58,7 +58,7 @@ var moto = sync.OnceValue(func() error {
 		return err
 	}
 	_, err = docker("exec", "--detach", "--workdir", shared(), "--env", "MOTO_AMIS_PATH="+list, name, "sh", "-c",
-		"exec moto_server --host 0.0.0.0 --port "+motoPort+" > "+shared()+"/moto.log 2>&1")
+		"exec python3 "+repoDir()+"/e2e/emulator.py --host 0.0.0.0 --port "+motoPort+" > "+shared()+"/moto.log 2>&1")
 	return err
 })
 
