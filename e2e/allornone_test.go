@@ -18,16 +18,18 @@ import (
 
 // A deployFault is what goes wrong when a host is about to take a step of a deployment, or has just taken it.
 type deployFault struct {
-	name    string
-	host    int    // index of the host
-	step    string // of footfall-release
-	before  string // script that runs on the host before the step
-	after   string // script that runs on the host after the step
-	mend    string // script that puts the host right
-	version string // to deploy instead
-	kill    bool   // kill -9 the controller once the host holds still (see still)
-	want    string // in the output of the run
-	args    []string
+	name     string
+	host     int    // index of the host
+	step     string // of footfall-release
+	before   string // script that runs on the host before the step
+	after    string // script that runs on the host after the step
+	mend     string // script that puts the host right
+	version  string // to deploy instead
+	kill     bool   // kill -9 the controller once the host holds still (see still)
+	second   bool   // a second deployment is tried once the host holds still
+	harmless bool   // the deployment succeeds
+	want     string // in the output of the run
+	args     []string
 }
 
 const (
@@ -41,6 +43,9 @@ cd /var/lib/footfall && cp -a live.sock run version deployments.jsonl /run/e2e-s
 for slot in blue green; do mkdir /run/e2e-state/$slot && mount --bind $slot /run/e2e-state/$slot; done
 mount --rbind /run/e2e-state /var/lib/footfall; dd if=/dev/zero of=/var/lib/footfall/fill bs=4k 2>/dev/null; true`
 	mendState = "umount -R /var/lib/footfall; umount -R /run/e2e-state" // nothing was changed in it
+	// mendConfirmed takes over what confirm has renamed.
+	mendConfirmed = "mkdir /run/e2e-kept && cd /run/e2e-state && cp -a live.sock version deployments.jsonl /run/e2e-kept/ && cd / && " + mendState +
+		" && cd /var/lib/footfall && rm -f version.next && cp -a /run/e2e-kept/* . && rm -r /run/e2e-kept"
 	// fullDocker leaves Docker no block for what it unpacks, fullContainers none for a new container.
 	fullDocker     = "mount -t tmpfs -o size=64k tmpfs /var/lib/docker/tmp; dd if=/dev/zero of=/var/lib/docker/tmp/fill bs=4k 2>/dev/null; true"
 	mendDocker     = "umount -l /var/lib/docker/tmp"
@@ -68,6 +73,10 @@ func testDeployFaults(t *testing.T, s *service) {
 		{name: "disk of Docker is full at prepare", host: 1, step: "prepare", before: fullDocker, mend: mendDocker, want: "no space left on device"},
 		{name: "disk of Docker is full at start", host: 1, step: "start", before: fullContainers, mend: mendContainers, want: "no space left on device"},
 		{name: "disk is full at switch", host: 1, step: "switch", before: fullState, mend: mendState, want: "No space left on device"},
+		{name: "disk is full at confirm", host: 1, step: "confirm", before: fullState, mend: mendConfirmed, harmless: true},
+	}
+	for _, step := range []string{"prepare", "migrate", "start", "switch", "confirm"} {
+		faults = append(faults, deployFault{name: "second deployment at " + step, step: step, before: still, second: true, harmless: true})
 	}
 	for _, step := range []string{"prepare", "start", "switch", "confirm"} {
 		faults = append(faults, deployFault{name: "SSH of the second host cut before " + step, host: 1, step: step, before: cutSSH + "; exit 1", mend: mendSSH, want: unreachable})
@@ -94,6 +103,9 @@ func testDeployFaults(t *testing.T, s *service) {
 			s.breakDeployment(t, f, to)
 			one := s.awaitOneVersion(t)
 			took := time.Since(begin)
+			if f.harmless {
+				assert.Equal(t, to, one)
+			}
 			p := s.deploy(t, to)
 			p.require(t)
 			assert.Equal(t, slices.Repeat([]string{to}, len(s.hosts)), s.running(t))
@@ -133,8 +145,12 @@ chmod 755 /usr/local/sbin/footfall-release`, f.step, cmp.Or(f.before, "true"), c
 			h.must(t, "cp -p /usr/local/sbin/footfall-release.real /run/e2e-release && mv /run/e2e-release /usr/local/sbin/footfall-release; rm -rf /run/e2e-still /run/e2e-held")
 		}()
 	}
-	if !f.kill {
+	if !f.kill && !f.second {
 		p := s.deploy(t, version, f.args...)
+		if f.harmless {
+			p.require(t)
+			return
+		}
 		assert.Error(t, p.Err)
 		assert.True(t, strings.Contains(strings.Join(strings.Fields(p.Output), " "), f.want), // Ansible breaks lines
 			"%s does not say %q", p.Log, f.want)
@@ -146,6 +162,15 @@ chmod 755 /usr/local/sbin/footfall-release`, f.step, cmp.Or(f.before, "true"), c
 		_, err := h.sh("test -e /run/e2e-held")
 		return err
 	})
+	if f.second {
+		p := s.deploy(t, s.running(t)[0])
+		assert.Error(t, p.Err)
+		assert.Contains(t, p.Output, "take the lock of the fleet: held by")
+		h.must(t, "rm -f /run/e2e-held")
+		p = <-ended
+		p.require(t)
+		return
+	}
 	killAnsible(t)
 	p := <-ended
 	assert.Error(t, p.Err)
