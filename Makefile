@@ -130,6 +130,8 @@ terminal: ## the README's picture of a deployment, from the log that make e2e ha
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$
 E2E_service    := ^TestService$$/^(Backups|Browser|Converge|Faults|TLS)$$
 E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator)$$
+# The figures of docs/figures.md, on a machine that does nothing else.
+E2E_speed      := ^TestService$$/^Speed$$
 E2E_all-or-none := ^TestService$$/^(DeployFaults|ThreeHosts)$$
 E2E_database   := ^Test(Database|UpgradePostgres)$$
 E2E_cloud      := ^TestProvision$$
@@ -149,7 +151,7 @@ ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patro
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; as root, about an hour; PART=deploy for one part
-	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))') ./e2e
+	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestService$$/^Speed$$') ./e2e
 
 .PHONY: e2e-changed
 e2e-changed: ## PART=deploy BASE=origin/main: that part, unless what it is about is as in BASE

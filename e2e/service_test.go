@@ -32,6 +32,7 @@ func TestService(t *testing.T) {
 		{"ThreeHosts", testThreeHosts},
 		{"DeployUnderLoad", testDeployUnderLoad},
 		{"Operator", testOperator},
+		{"Speed", testSpeed},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
