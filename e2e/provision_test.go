@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/url"
 	"os"
@@ -168,19 +169,24 @@ func TestProvision(t *testing.T) {
 			ID string `xml:"instancesSet>item>instanceId"`
 		}
 		require.NoError(t, c.call("RunInstances", url.Values{"ImageId": {newImage}, "MinCount": {"1"}, "MaxCount": {"1"}}, &stranger))
-		kept := make(chan error, 1)
-		go func() {
-			attachment := url.Values{"VolumeId": {data.ID}, "InstanceId": {stranger.ID}, "Device": {dataSlot}}
-			for t.Context().Err() == nil && c.call("AttachVolume", attachment, nil) != nil {
-				time.Sleep(100 * time.Millisecond) // between two looks at the condition
-			}
-			time.Sleep(20 * time.Second) // the lateness
-			kept <- c.call("DetachVolume", attachment, nil)
-		}()
 		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
-		p := c.ansible(t, "replace.yml", slices.Concat(settings, []string{"-e", "host=footfall-1", "-e", "instance_type=t3.medium"})...)
+		ended := make(chan play)
+		go func() {
+			ended <- c.ansible(t, "replace.yml", slices.Concat(settings, []string{"-e", "host=footfall-1", "-e", "instance_type=t3.medium"})...)
+		}()
+		eventually(t, 3*time.Minute, "the old instance has ended", func() error {
+			if holder := c.volumes(t, "footfall-data")[0].Instance; holder != "" {
+				return fmt.Errorf("%s has the volume", holder)
+			}
+			return nil
+		})
+		attachment := url.Values{"VolumeId": {data.ID}, "InstanceId": {stranger.ID}, "Device": {dataSlot}}
+		require.NoError(t, c.call("AttachVolume", attachment, nil))
+		time.Sleep(20 * time.Second) // the lateness
+		assert.Equal(t, stranger.ID, c.volumes(t, "footfall-data")[0].Instance)
+		require.NoError(t, c.call("DetachVolume", attachment, nil))
+		p := <-ended
 		p.require(t)
-		require.NoError(t, <-kept)
 		r := l.finish()
 		s.hosts = []*host{c.host(t, "footfall-1")}
 		second := c.instances(t)["footfall-1"]
