@@ -26,13 +26,15 @@ if new_enough "$1"; then
 	"$@"
 elif docker version >/dev/null 2>&1; then
 	docker build --quiet --tag footfall-controller e2e/images/controller >/dev/null
-	# The agent and the cloud's short-lived keys go in by name: their values are on no command line.
+	# The agent and the cloud's short-lived keys go in by name: their values are on no command line. The container ends when
+	# tasks/let-in has taken out the rule that let this machine in; an interrupt is for what runs in it, not for the shell.
 	tty=
 	if [ -t 0 ]; then tty=--tty; fi
-	docker run --rm --init --interactive $tty --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/ssh \
+	docker run --rm --init --env TINI_KILL_PROCESS_GROUP=1 --interactive $tty --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/ssh \
 		${SSH_AUTH_SOCK:+--volume "$SSH_AUTH_SOCK:$SSH_AUTH_SOCK" --env SSH_AUTH_SOCK} \
 		--env USER --env ANSIBLE_INVENTORY --env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN footfall-controller \
-		sh -c 'ln -s /ssh ~/.ssh && exec "$@"' sh "$@"
+		sh -c 'ln -s /ssh ~/.ssh; trap : INT TERM; "$@"; status=$?
+			while grep -qs "tasks/let-i[n]" /proc/[0-9]*/cmdline; do sleep 0.2; done; exit $status' sh "$@"
 else
 	echo "ansible.sh: $1 of ansible-core 2.19 or newer is needed: install Debian 13's packages ansible and ansible-lint, or start a Docker engine" >&2
 	exit 1

@@ -18,11 +18,15 @@ RED_DAYS, RED_PERCENT, RED_BACKUP, RED_DRILL = 21, 90, 26 * 3600, 8 * 86400  # a
 
 def hosts():
     """The inventory's hosts in their order, each with the SSH command that Ansible would use."""
-    words = "{{ (inventory_hostname ~ ' ' ~ ssh_command) | b64encode }}"
+    words = "{{ (inventory_hostname ~ ' ' ~ (ssh_over == 'public' and 'ec2' in group_names and aws_region or '-') ~ ' ' ~ ssh_command) | b64encode }}"
     p = subprocess.run(["ansible", "footfall:ec2", "-m", "debug", "-a", "msg=" + words], capture_output=True, text=True)
-    found = [base64.b64decode(m).decode().split(" ", 1) for m in re.findall(r'\bmsg\W+([A-Za-z0-9+/=]+)', p.stdout)]
+    found = [base64.b64decode(m).decode().split(" ", 2) for m in re.findall(r'\bmsg\W+([A-Za-z0-9+/=]+)', p.stdout)]
     if not found:
         sys.exit("fleet.py: the inventory has no host:\n" + p.stdout + p.stderr)
+    region = found[0][1]
+    if region != "-" and subprocess.call([sys.executable, "tasks/let-in", str(os.getpid()), region]):
+        sys.exit("fleet.py: the hosts do not let this machine in")
+    found = [(name, ssh) for name, _, ssh in found]
     return sorted(found, key=lambda h: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", h[0])])
 
 
@@ -123,7 +127,8 @@ def deploy(arguments):
     if not arguments or not arguments[0]:
         sys.exit("fleet.py: the version is not given, want a released one, such as 1.4.1")
     settings = dict(zip(("version", "app_image"), filter(None, arguments)))
-    return subprocess.call(["ansible-playbook", "deploy.yml", "-e", json.dumps(settings)])
+    sys.stdout.flush()
+    os.execvp("ansible-playbook", ["ansible-playbook", "deploy.yml", "-e", json.dumps(settings)])  # one process, let in once
 
 
 def rollback(arguments):

@@ -61,21 +61,13 @@ func startS3(t *testing.T, n network) *bucket {
 	t.Helper()
 	behind, err := url.Parse(motoIn(t, n))
 	require.NoError(t, err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	certificate := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: bucketHost}, DNSNames: []string{bucketHost},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, certificate, certificate, &key.PublicKey, key)
-	require.NoError(t, err)
-
+	certificate, ca := selfSigned(t, bucketHost)
 	listener, err := tls.Listen("tcp", net.JoinHostPort(n.addr(1), "0"), &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+		Certificates: []tls.Certificate{certificate}})
 	require.NoError(t, err)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	require.NoError(t, err)
-	b := &bucket{endpoint: bucketHost + ":" + port, line: n.addr(1) + " " + bucketHost,
-		ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	b := &bucket{endpoint: bucketHost + ":" + port, line: n.addr(1) + " " + bucketHost, ca: ca}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(behind) }}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if b.refusing.Load() {
@@ -88,4 +80,17 @@ func startS3(t *testing.T, n network) *bucket {
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 	return b
+}
+
+// selfSigned makes a certificate for a name, which is its own authority, and returns that in PEM as well.
+func selfSigned(t *testing.T, name string) (tls.Certificate, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	certificate := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, certificate, certificate, &key.PublicKey, key)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

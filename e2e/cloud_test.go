@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
@@ -13,9 +14,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +34,9 @@ type cloud struct {
 	reach    string // of the API, for the harness
 	network  network
 	bucket   *bucket
-	metadata string // host:port of the metadata service, for the hosts
+	metadata string       // host:port of the metadata service, for the hosts
+	from     atomic.Value // string, the address that the controller's runs come from
+	checkip  string       // file with the authority of what says so
 
 	mu      sync.Mutex
 	hosts   map[string]*host   // by instance id
@@ -47,8 +53,8 @@ func startCloud(t *testing.T) *cloud {
 	c.reach = motoIn(t, c.network)
 	c.bucket = startS3(t, c.network)
 	c.startMetadata(t)
-	_, err := c.post("moto", "", "", "", "/moto-api/recorder/start-recording")
-	require.NoError(t, err)
+	c.from.Store("203.0.113.7")
+	c.startCheckip(t)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var booting sync.WaitGroup
@@ -68,21 +74,80 @@ func startCloud(t *testing.T) *cloud {
 	return c
 }
 
-// env is what makes Ansible, its modules and its inventory talk to this cloud.
-func (c *cloud) env() environ {
-	return environ{"AWS_URL=" + c.endpoint, "AWS_ENDPOINT_URL=" + c.endpoint, "AWS_ACCESS_KEY_ID=" + operatorID,
-		"AWS_SECRET_ACCESS_KEY=no-secret-but-long-enough-to-be-one-000"}
+// env is what makes Ansible, its modules and its inventory talk to this cloud, with an access key.
+func (c *cloud) env(accessKey string) environ {
+	return environ{"AWS_URL=" + c.endpoint, "AWS_ENDPOINT_URL=" + c.endpoint, "AWS_ACCESS_KEY_ID=" + accessKey,
+		"AWS_SECRET_ACCESS_KEY=no-secret-but-long-enough-to-be-one-000", "SSL_CERT_FILE=" + c.checkip}
 }
 
-// ansible runs a playbook against the cloud. The addresses that moto makes up are somebody's real
-// ones (and out of the controller's reach): hosts are reached by the private ones.
+// ansible runs a playbook against the cloud, as the operator.
 func (c *cloud) ansible(t *testing.T, playbook string, args ...string) play {
+	t.Helper()
+	return c.ansibleAs(t, operatorID, playbook, args...)
+}
+
+// ansibleAs is ansible with an access key. The addresses that moto makes up are somebody's real
+// ones (and out of the controller's reach): hosts are reached by the private ones.
+func (c *cloud) ansibleAs(t *testing.T, accessKey, playbook string, args ...string) play {
 	t.Helper()
 	operator, err := key()
 	require.NoError(t, err)
-	args = append([]string{"--private-key", operator, "-e", "aws_emulated=true", "-e", "ssh_over=private",
+	args = append([]string{"--private-key", operator, "-e", `{"ansible_host": "{{ ec2_private_ip_address | default('127.0.0.1') }}"}`,
 		"-e", "ssh_public_key=" + operator + ".pub", "-e", `{"ssh_cidrs": ["192.0.2.0/24"]}`}, args...)
-	return tryAnsible(t, c.env(), "", playbook, args...)
+	p := tryAnsible(t, c.env(accessKey), "", playbook, args...)
+	eventually(t, 10*time.Second, "the run is let in no more", func() error {
+		rules, err := c.letIn()
+		if said, ok := rules[c.from.Load().(string)+"/32"]; ok {
+			err = fmt.Errorf("the rule is there: %s", said)
+		}
+		return err
+	})
+	return p
+}
+
+// letIn is from where the operators' group opens SSH, with the rules' descriptions.
+func (c *cloud) letIn() (map[string]string, error) {
+	var answer struct {
+		Groups []struct {
+			Name  string `xml:"groupName"`
+			Rules []struct {
+				Port   int `xml:"fromPort"`
+				Ranges []struct {
+					CIDR        string `xml:"cidrIp"`
+					Description string `xml:"description"`
+				} `xml:"ipRanges>item"`
+			} `xml:"ipPermissions>item"`
+		} `xml:"securityGroupInfo>item"`
+	}
+	err := c.call("DescribeSecurityGroups", nil, &answer)
+	rules := map[string]string{}
+	for _, g := range answer.Groups {
+		if g.Name != "footfall-operators" {
+			continue
+		}
+		for _, rule := range g.Rules {
+			for _, r := range rule.Ranges {
+				rules[r.CIDR] = r.Description
+			}
+		}
+	}
+	return rules, err
+}
+
+// startCheckip answers for checkip.amazonaws.com, by TLS and in the controller.
+func (c *cloud) startCheckip(t *testing.T) {
+	t.Helper()
+	const name = "checkip.amazonaws.com"
+	certificate, authority := selfSigned(t, name)
+	c.checkip = filepath.Join(shared(), "checkip.pem")
+	require.NoError(t, os.WriteFile(c.checkip, authority, 0o600))
+	listener, err := tls.Listen("tcp", net.JoinHostPort(c.network.addr(1), "443"), &tls.Config{Certificates: []tls.Certificate{certificate}})
+	require.NoError(t, err)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, c.from.Load()) })}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+name+" >> /etc/hosts")
+	require.NoError(t, err)
 }
 
 // call asks the EC2 API and decodes its answer.
@@ -141,6 +206,7 @@ type instance struct {
 	IP      string `xml:"privateIpAddress"`
 	Public  string `xml:"ipAddress"`
 	Profile string `xml:"iamInstanceProfile>arn"`
+	Tokens  string `xml:"metadataOptions>httpTokens"`
 	Groups  []struct {
 		Name string `xml:"groupName"`
 	} `xml:"groupSet>item"`
@@ -251,7 +317,7 @@ func (c *cloud) startMetadata(t *testing.T) {
 		case r.PathValue("role") == "":
 			fmt.Fprint(w, role)
 		default:
-			json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "AccessKeyId": "host", "SecretAccessKey": "no-secret",
+			json.NewEncoder(w).Encode(map[string]string{"Code": "Success", "AccessKeyId": hostID, "SecretAccessKey": "no-secret",
 				"Token": "session", "Expiration": time.Now().Add(time.Hour).UTC().Format(time.RFC3339)})
 		}
 	}

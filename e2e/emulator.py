@@ -1,18 +1,76 @@
-"""moto's server, with what Amazon's EC2 does and moto 5.1.1 (Debian 13's) does not. Arguments are moto_server's."""
-from moto.ec2.models import iam_instance_profile as profiles
-from moto.server import main
+"""moto's server, with what Amazon's EC2 does and moto 5.1.1 (Debian 13's) does not, and a record of what was asked.
 
-# DescribeInstances no longer shows a profile that was taken away (moto forgets the association alone).
-backend = profiles.IamInstanceProfileAssociationBackend
-disassociate = backend.disassociate_iam_instance_profile
+Arguments are moto_server's. Each request that carries a key becomes a line of requests.json: who asked what, and the tags
+and owners of the resources that it names, as they are when it comes. Policies are judged by this.
+"""
+import io, json, re, threading
+
+import moto.server
+from moto.ec2 import ec2_backends
+from moto.ec2.models import iam_instance_profile
+from moto.ec2.responses import instances
+from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE
+from werkzeug.serving import run_simple
+
+ACCOUNT = "123456789012"  # moto's
+writing = threading.Lock()
 
 
-def disassociate_iam_instance_profile(self, association_id):
-    association = disassociate(self, association_id)
+# DescribeInstances no longer shows a profile that was taken away: moto forgets the association alone.
+def disassociate(self, association_id, original=iam_instance_profile.IamInstanceProfileAssociationBackend.disassociate_iam_instance_profile):
+    association = original(self, association_id)
     association.instance.iam_instance_profile = None
     return association
 
 
-backend.disassociate_iam_instance_profile = disassociate_iam_instance_profile
+iam_instance_profile.IamInstanceProfileAssociationBackend.disassociate_iam_instance_profile = disassociate
 
-main()
+
+# An instance keeps its metadata options and shows them.
+def run_instances(self, original=instances.InstanceResponse.run_instances):
+    before = {i.id for i in self.ec2_backend.all_instances()}
+    answer = original(self)
+    for i in self.ec2_backend.all_instances():
+        if i.id not in before:
+            i.metadata_options = {k: self._get_param("MetadataOptions." + k) for k in ("HttpTokens", "HttpEndpoint", "HttpPutResponseHopLimit")}
+    return answer
+
+
+instances.InstanceResponse.run_instances = run_instances
+OPTIONS = """<metadataOptions><state>applied</state>{% set o = instance.metadata_options or {} %}
+<httpTokens>{{ o.HttpTokens or 'optional' }}</httpTokens><httpEndpoint>{{ o.HttpEndpoint or 'enabled' }}</httpEndpoint>
+<httpPutResponseHopLimit>{{ o.HttpPutResponseHopLimit or 1 }}</httpPutResponseHopLimit></metadataOptions>"""
+for name in ("EC2_RUN_INSTANCES", "EC2_DESCRIBE_INSTANCES"):
+    setattr(instances, name, getattr(instances, name).replace("<launchTime>", OPTIONS + "<launchTime>"))
+
+# DescribeTags calls an address what EC2 calls it.
+EC2_PREFIX_TO_RESOURCE["eipalloc"] = "elastic-ip"
+
+
+def known(region, text):
+    """Tags and owners of what a request names."""
+    backend = ec2_backends[ACCOUNT][region]
+    found = {i: {"tags": backend.tags.get(i, {}), "owner": getattr(backend.amis.get(i), "owner_id", "")}
+             for i in re.findall(r"\b[a-z]+-[0-9a-f]{8,}\b", text)}
+    return found | {name: {"tags": {t["key"]: t["value"] for t in key.get_tags()}} for name, key in backend.keypairs.items()}
+
+
+def recorded(application):
+    def answer(environ, start):
+        credential = re.search(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        if credential:
+            who, region, service = credential.groups()
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body)
+            text = "" if service == "s3" else body.decode()
+            line = {"who": who, "service": service, "method": environ["REQUEST_METHOD"], "path": environ["PATH_INFO"],
+                    "query": environ.get("QUERY_STRING", ""), "target": environ.get("HTTP_X_AMZ_TARGET", ""), "body": text,
+                    "known": known(region, text) if service == "ec2" else {}}
+            with writing, open("requests.json", "a") as file:
+                print(json.dumps(line), file=file)
+        return application(environ, start)
+    return answer
+
+
+moto.server.run_simple = lambda host, port, application, **how: run_simple(host, port, recorded(application), **how)
+moto.server.main()

@@ -3,17 +3,11 @@
 package e2e
 
 import (
-	"encoding/base64"
 	"encoding/json"
-	"io"
-	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -77,79 +71,15 @@ func motoIn(t *testing.T, n network) string {
 	return endpoint
 }
 
-// operatorID is the access key of Ansible's requests, which distinguishes them from the harness's and the hosts'.
-const operatorID = "AKIAFOOTFALLE2ETEST0"
+// The access keys of requests say whose they are: an operator's, a deployment's, a host's; the harness has another.
+const (
+	operatorID = "AKIAFOOTFALLE2EOPERATOR0"
+	deployID   = "AKIAFOOTFALLE2EDEPLOY000"
+	hostID     = "host"
+)
 
 // authorization is the header from which moto takes where a request of the harness goes, "region/service"; it
 // checks no signature.
 func authorization(scope string) string {
 	return "AWS4-HMAC-SHA256 Credential=harness/20260101/" + scope + "/aws4_request, SignedHeaders=host, Signature=none"
-}
-
-// actions are the API's actions that Ansible has asked for, as IAM names them.
-func (c *cloud) actions(t *testing.T) []string {
-	t.Helper()
-	resp, err := http.Get(c.reach + "/moto-api/recorder/download-recording")
-	require.NoError(t, err)
-	defer resp.Body.Close()
-	return recordedActions(t, resp.Body)
-}
-
-// s3Action is what IAM calls a request about a bucket, from Amazon's Service Authorization Reference.
-func s3Action(t *testing.T, method, address string) string {
-	t.Helper()
-	u, err := url.Parse(address)
-	require.NoError(t, err)
-	name, ok := map[string]string{"accelerate": "AccelerateConfiguration", "acl": "BucketAcl", "encryption": "EncryptionConfiguration",
-		"inventory": "InventoryConfiguration", "lifecycle": "LifecycleConfiguration", "object-lock": "BucketObjectLockConfiguration",
-		"ownershipControls": "BucketOwnershipControls", "policy": "BucketPolicy", "publicAccessBlock": "BucketPublicAccessBlock",
-		"requestPayment": "BucketRequestPayment", "tagging": "BucketTagging", "versioning": "BucketVersioning"}[u.RawQuery]
-	switch {
-	case ok && method == http.MethodGet:
-		return "Get" + name
-	case ok && method == http.MethodPut:
-		return "Put" + name
-	case method == http.MethodHead:
-		return "ListBucket"
-	}
-	require.Equal(t, http.MethodPut, method, address)
-	return "CreateBucket"
-}
-
-// recordedActions reads moto's recording, one JSON object a request.
-func recordedActions(t *testing.T, recording io.Reader) []string {
-	t.Helper()
-	asked := map[string]bool{}
-	for lines := json.NewDecoder(recording); lines.More(); {
-		var request struct {
-			Method  string
-			URL     string
-			Headers map[string]string
-			Body    string
-			Encoded bool `json:"body_encoded"` // in base64
-		}
-		require.NoError(t, lines.Decode(&request))
-		if !strings.Contains(request.Headers["Authorization"], "Credential="+operatorID+"/") {
-			continue
-		}
-		text := request.Body
-		if request.Encoded {
-			decoded, err := base64.StdEncoding.DecodeString(text)
-			require.NoError(t, err)
-			text = string(decoded)
-		}
-		form, err := url.ParseQuery(text)
-		require.NoError(t, err)
-		credential := strings.Split(request.Headers["Authorization"], "/")
-		require.Greater(t, len(credential), 3, "%v", request.Headers)
-		action := form.Get("Action")
-		if credential[3] == "s3" {
-			action = s3Action(t, request.Method, request.URL)
-		}
-		if target := request.Headers["X-Amz-Target"]; target != "" {
-			_, action, _ = strings.Cut(target, ".")
-		}
-		asked[credential[3]+":"+action] = true
-	}
-	return slices.Sorted(maps.Keys(asked))
 }

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/url"
@@ -81,7 +80,8 @@ func TestProvision(t *testing.T) {
 		require.Len(t, c.instances(t), 1)
 		first = c.instances(t)["footfall-1"]
 		assert.Equal(t, newImage, first.Image, "Debian's newest, not the stranger's")
-		assert.Len(t, first.Groups, 2)
+		assert.Len(t, first.Groups, 3)
+		assert.Equal(t, "required", first.Tokens, "of the metadata service")
 		assert.Equal(t, first.Public, c.address(t))
 		data := c.volumes(t, "footfall-data")
 		require.Len(t, data, 1)
@@ -105,7 +105,7 @@ func TestProvision(t *testing.T) {
 		require.Len(t, hosts, 3)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 		assert.Equal(t, oldImage, hosts["footfall-3"].Image, "the parameter's")
-		assert.Len(t, hosts["footfall-3"].Groups, 1, "its port 80 is closed to the public")
+		assert.Len(t, hosts["footfall-3"].Groups, 2, "its port 80 is closed to the public")
 		assert.Contains(t, s.hosts[2].must(t, "cat /var/log/nginx/access.log"), `"path":"/"`, "the edge sends the third host nothing")
 	})
 	ok = ok && t.Run("what drifted is put right", func(t *testing.T) {
@@ -147,6 +147,7 @@ func TestProvision(t *testing.T) {
 		require.Len(t, hosts, 1)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 	})
+	ok = ok && t.Run("a run from anywhere", func(t *testing.T) { c.runsFromAnywhere(t, settings) })
 	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
 		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
 		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
@@ -230,23 +231,10 @@ func TestProvision(t *testing.T) {
 		c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "destroy_data=true").require(t)
 		assert.Empty(t, c.volumes(t, "footfall-data"))
 	})
-	ok = ok && t.Run("the least policy", func(t *testing.T) {
-		text, err := os.ReadFile(filepath.Join(repoDir(), "ansible/roles/fleet/files/iam-policy.json"))
-		require.NoError(t, err)
-		var policy struct{ Statement []struct{ Action any } }
-		require.NoError(t, json.Unmarshal(text, &policy))
-		allowed := map[string]bool{"sts:GetCallerIdentity": true} // needs no permission
-		for _, s := range policy.Statement {
-			if one, ok := s.Action.(string); ok {
-				s.Action = []any{one}
-			}
-			for _, a := range s.Action.([]any) {
-				allowed[a.(string)] = true
-			}
-		}
-		assert.True(t, allowed["iam:PassRole"], "what EC2 asks for where a host is given its role")
-		delete(allowed, "iam:PassRole")
-		assert.Equal(t, slices.Sorted(maps.Keys(allowed)), c.actions(t), "allowed, and asked for in this test")
+	ok = ok && t.Run("the least rights", func(t *testing.T) {
+		t.Run("provision", func(t *testing.T) { readPolicy(t, "files/provision-policy.json").isLeast(t, needed(t, operatorID)) })
+		t.Run("deploy", func(t *testing.T) { readPolicy(t, "files/deploy-policy.json").isLeast(t, needed(t, deployID)) })
+		t.Run("host", func(t *testing.T) { readPolicy(t, "templates/host-policy.json").isLeast(t, needed(t, hostID)) })
 	})
 	require.True(t, ok, "each step needs the one before")
 }
