@@ -145,7 +145,7 @@ ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres as
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh e2e/deploy_test.go e2e/operator_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
 ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
-ABOUT_cloud      := $(every) ansible/site.yml ansible/destroy.yml ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
+ABOUT_cloud      := $(every) ansible/*.yml ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml
 

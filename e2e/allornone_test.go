@@ -243,7 +243,7 @@ func testThreeHosts(t *testing.T, s *service) {
 
 	p := s.deploy(t, other, "--limit", "footfall-1,footfall-2,localhost")
 	assert.Error(t, p.Err)
-	assert.Contains(t, p.Output, "footfall-3 not in this run")
+	assert.Contains(t, p.Output, "--limit is footfall-1,footfall-2,localhost, want none")
 	p = s.deploy(t, other, "-e", "without=footfall-1")
 	assert.Error(t, p.Err, "without the first host")
 	third.must(t, cutSSH)

@@ -135,6 +135,14 @@ func TestProvision(t *testing.T) {
 		p.require(t)
 		assert.Contains(t, p.Output, "order footfall-1 footfall-2 footfall-3")
 	})
+	ok = ok && t.Run("one host alone", func(t *testing.T) {
+		for _, playbook := range []string{"site.yml", "deploy.yml"} {
+			p := c.ansible(t, playbook, "--limit", "footfall-2", "-e", "version="+s.version)
+			assert.Error(t, p.Err)
+			assert.Contains(t, p.Output, "--limit is footfall-2, want none: a run is for all hosts")
+			assert.Equal(t, []string{"footfall-2"}, slices.Collect(maps.Keys(p.Recap)))
+		}
+	})
 	ok = ok && t.Run("no host is removed that the edge sends visits to", func(t *testing.T) {
 		p := c.ansible(t, "site.yml", "--tags", "fleet")
 		assert.Error(t, p.Err)
