@@ -47,8 +47,8 @@ type cloud struct {
 func startCloud(t *testing.T) *cloud {
 	t.Helper()
 	setUp(t)
-	// moto's default subnet of zone a; its instances get the lowest addresses, the controller a high one.
-	c := &cloud{network: newNetwork(t, "172.31.0.0/20", "172.31.15.0/24"), endpoint: "http://127.0.0.1:" + motoPort,
+	// moto's default subnets of all zones; instances get the lowest addresses of each, the controller a high one.
+	c := &cloud{network: newNetwork(t, "172.31.0.0/16", "172.31.255.0/24"), endpoint: "http://127.0.0.1:" + motoPort,
 		hosts: map[string]*host{}, devices: map[string]*device{}}
 	c.reach = motoIn(t, c.network)
 	c.bucket = startS3(t, c.network)
@@ -207,6 +207,7 @@ type instance struct {
 	Public  string `xml:"ipAddress"`
 	Profile string `xml:"iamInstanceProfile>arn"`
 	Tokens  string `xml:"metadataOptions>httpTokens"`
+	Zone    string `xml:"placement>availabilityZone"`
 	Groups  []struct {
 		Name string `xml:"groupName"`
 	} `xml:"groupSet>item"`

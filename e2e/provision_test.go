@@ -74,6 +74,17 @@ func TestProvision(t *testing.T) {
 		assert.Contains(t, p.Output, "names "+foreignImage+", owner 999999999999, want "+debianOwner)
 		assert.Empty(t, c.instances(t))
 	})
+	ok = ok && t.Run("a zone that will not do", func(t *testing.T) {
+		for wrong, want := range map[string]string{
+			`{"aws_zone": "z"}`: region + "z has no default subnet with t3.small; zones that do: " + region + "a, " + region + "b, " + region + "c. Set aws_zone",
+			`{"aws_zone": "c", "instance_type": "a1.large"}`: region + "c has no default subnet with a1.large; zones that do: " + region + "a, " + region + "b. Set",
+		} {
+			p := c.ansible(t, "site.yml", "--tags", "fleet", "-e", wrong)
+			assert.Equal(t, 1, p.Failed)
+			assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), want)
+		}
+		assert.Empty(t, c.instances(t))
+	})
 	ok = ok && t.Run("from nothing", func(t *testing.T) {
 		p := site(t)
 		record("site.yml: an empty account to a counting page", 0, 0, p.Took, "changed=%d", p.Changed)
@@ -104,6 +115,7 @@ func TestProvision(t *testing.T) {
 		hosts := c.instances(t)
 		require.Len(t, hosts, 3)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
+		assert.Equal(t, []string{region + "a", region + "b", region + "c"}, []string{first.Zone, hosts["footfall-2"].Zone, hosts["footfall-3"].Zone})
 		assert.Equal(t, oldImage, hosts["footfall-3"].Image, "the parameter's")
 		assert.Len(t, hosts["footfall-3"].Groups, 2, "its port 80 is closed to the public")
 		assert.Contains(t, s.hosts[2].must(t, "cat /var/log/nginx/access.log"), `"path":"/"`, "the edge sends the third host nothing")
@@ -160,7 +172,7 @@ func TestProvision(t *testing.T) {
 		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
 		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
 		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
-		p := site(t)
+		p := site(t, "-e", "aws_zone=c") // its volume's zone comes first
 		record("the first host lost, made again", 0, 0, p.Took, "same address, same data volume, lost 0")
 		second := c.instances(t)["footfall-1"]
 		assert.NotEqual(t, first.ID, second.ID)
