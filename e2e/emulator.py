@@ -7,7 +7,7 @@ import io, json, re, threading
 
 import moto.server
 from moto.ec2 import ec2_backends
-from moto.ec2.models import iam_instance_profile
+from moto.ec2.models import iam_instance_profile, security_groups
 from moto.ec2.responses import instances
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE
 from werkzeug.serving import run_simple
@@ -42,6 +42,22 @@ OPTIONS = """<metadataOptions><state>applied</state>{% set o = instance.metadata
 <httpPutResponseHopLimit>{{ o.HttpPutResponseHopLimit or 1 }}</httpPutResponseHopLimit></metadataOptions>"""
 for name in ("EC2_RUN_INSTANCES", "EC2_DESCRIBE_INSTANCES"):
     setattr(instances, name, getattr(instances, name).replace("<launchTime>", OPTIONS + "<launchTime>"))
+
+# A range that is revoked is gone, whatever its description: moto compares that too, and keeps a range in several rules.
+def revoke(self, group_name_or_id, ip_protocol, from_port, to_port, ip_ranges, source_groups=None, *rest, vpc_id=None,
+           original=security_groups.SecurityGroupBackend.revoke_security_group_ingress, **more):
+    if source_groups:
+        return original(self, group_name_or_id, ip_protocol, from_port, to_port, ip_ranges, source_groups, *rest, vpc_id=vpc_id, **more)
+    group = self.get_security_group_by_name_or_id(group_name_or_id, vpc_id)
+    gone = {r.get("CidrIp") for r in ip_ranges}
+    for rule in group.ingress_rules:
+        if (rule.ip_protocol, rule.from_port, rule.to_port) == (ip_protocol, int(from_port), int(to_port)):
+            rule.ip_ranges = [r for r in rule.ip_ranges if r.get("CidrIp") not in gone]
+    group.ingress_rules = [r for r in group.ingress_rules if r.ip_ranges or r.source_groups or r.prefix_list_ids]
+    self.sg_old_ingress_ruls[group.id] = group.ingress_rules.copy()
+
+
+security_groups.SecurityGroupBackend.revoke_security_group_ingress = revoke
 
 # DescribeTags calls an address what EC2 calls it.
 EC2_PREFIX_TO_RESOURCE["eipalloc"] = "elastic-ip"
