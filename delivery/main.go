@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,10 +106,11 @@ var (
 	target = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
 	run    = regexp.MustCompile(`\brun["']?\s*:`)
 	makes  = regexp.MustCompile(`^\s*(?:- )?run: make ([a-z0-9-]+)$`)
-	// What GitHub reads before it knows a job's environment: https://docs.github.com/en/actions/reference/workflows-and-actions/contexts
-	early  = regexp.MustCompile(`^(    (if|runs-on|timeout-minutes|strategy|concurrency):|      (group|matrix):|concurrency:).*vars\.(\w+)`)
-	uses   = regexp.MustCompile(`\buses["']?\s*:`)
-	pinned = regexp.MustCompile(`uses: (\./\.github/workflows/[\w-]+\.yml|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
+	// A variable of the repository, of the organisation, or of a job's environment: vars.NAME or vars['NAME'].
+	variable = regexp.MustCompile(`\bvars(?:\.|\[')(\w+)`)
+	key      = regexp.MustCompile(`^( *)(?:- )?([\w-]+):`)
+	uses     = regexp.MustCompile(`\buses["']?\s*:`)
+	pinned   = regexp.MustCompile(`uses: (\./\.github/workflows/[\w-]+\.yml|[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+)$`)
 )
 
 // workflows: a workflow only calls targets of the Makefile, and limits what a stranger's code may do. It is read
@@ -135,6 +137,10 @@ func workflows(root string) ([]string, error) {
 		say := func(line int, format string, args ...any) {
 			broken = append(broken, fmt.Sprintf(".github/workflows/%s:%d ", filepath.Base(file), line)+fmt.Sprintf(format, args...))
 		}
+		early := earlyVariables(string(text))
+		for _, n := range slices.Sorted(maps.Keys(early)) {
+			say(n, "reads vars.%s where the variables of a job's environment are not known: make it a variable of the repository and name it REPO_%[1]s", early[n])
+		}
 		lines := bufio.NewScanner(strings.NewReader(string(text)))
 		for n := 1; lines.Scan(); n++ {
 			line := strings.TrimRight(lines.Text(), " ")
@@ -147,9 +153,6 @@ func workflows(root string) ([]string, error) {
 				}
 			} else if run.MatchString(line) {
 				say(n, `runs something other than a target: write "run: make TARGET", which a person can run as well`)
-			}
-			if m := early.FindStringSubmatch(line); m != nil && !strings.HasPrefix(m[4], "REPO_") {
-				say(n, "reads vars.%s where the variables of a job's environment are not known: make it a variable of the repository and name it REPO_%[1]s", m[4])
 			}
 			if uses.MatchString(line) && !pinned.MatchString(line) {
 				say(n, `uses an action by a name that can move: pin its commit, "uses: OWNER/NAME@40-HEX-DIGITS # v1.2.3"`)
@@ -168,6 +171,46 @@ func workflows(root string) ([]string, error) {
 		}
 	}
 	return broken, nil
+}
+
+// earlyVariables are the variables, by line, that GitHub reads before it knows an environment's, or in a job without one: then
+// they are empty. Those of an environment are known to a job's steps and env and to its environment's url; actionlint knows where
+// vars may be used, but not whose they are, https://docs.github.com/en/actions/reference/workflows-and-actions/contexts.
+func earlyVariables(workflow string) map[int]string {
+	found, ofJob := map[int]string{}, map[int]string{}
+	var part string
+	environment := false
+	leave := func() {
+		if !environment {
+			maps.Copy(found, ofJob)
+		}
+		ofJob, environment, part = map[int]string{}, false, ""
+	}
+	n := 0
+	for line := range strings.Lines(workflow) {
+		n++
+		if strings.HasPrefix(strings.TrimSpace(line), "#") {
+			continue
+		}
+		if m := key.FindStringSubmatch(line); m != nil && len(m[1]) <= 2 {
+			leave()
+		} else if m != nil && len(m[1]) == 4 {
+			part = m[2]
+			environment = environment || part == "environment"
+		}
+		for _, m := range variable.FindAllStringSubmatch(line, -1) {
+			known := part == "steps" || part == "env" || part == "environment" && strings.HasPrefix(line, "      url:")
+			switch {
+			case strings.HasPrefix(m[1], "REPO_"):
+			case known:
+				ofJob[n] = m[1]
+			default:
+				found[n] = m[1]
+			}
+		}
+	}
+	leave()
+	return found
 }
 
 // dockerfile: what hadolint would say of an image that is a single static binary, and a few rules of our own.

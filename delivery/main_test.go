@@ -21,6 +21,7 @@ func TestThisRepositoryKeepsItsRules(t *testing.T) {
 func TestBrokenRules(t *testing.T) {
 	const (
 		ci        = ".github/workflows/check.yml"
+		deploy    = ".github/workflows/deploy.yml"
 		migration = "sql/0001_first.sql"
 	)
 	tests := map[string]struct {
@@ -45,18 +46,24 @@ func TestBrokenRules(t *testing.T) {
 		"action by its tag": {ci, "actions/setup-go@4a3601121dd01d1626a1e23e37211e3254c1c06c # v6.4.0", "actions/setup-go@v6", "uses an action by a name that can move: pin its commit"},
 		"runner of an environment": {ci, "runs-on: ubuntu-24.04", "runs-on: ${{ vars.RUNNER || 'ubuntu-24.04' }}",
 			"reads vars.RUNNER where the variables of a job's environment are not known: make it a variable of the repository and name it REPO_RUNNER"},
-		"no time limit":           {ci, "    timeout-minutes: 20\n", "", `must have one "timeout-minutes:" for each "runs-on:": add what is missing`},
-		"all permissions":         {ci, "permissions:\n  contents: read\n", "", `must have one "permissions:" for each "on:"`},
-		"kept credentials":        {ci, "persist-credentials: false", "fetch-tags: true", `must have one "persist-credentials: false" for each "uses: actions/checkout@"`},
-		"root in the image":       {"Dockerfile", "USER 65532:65532", "USER root", "Dockerfile: set USER to a number other than 0 (DL3002)"},
-		"a shell in the image":    {"Dockerfile", "FROM scratch", "FROM debian:trixie", "Dockerfile: end with FROM scratch"},
-		"base without a version":  {"Dockerfile", "golang:1.26", "golang", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
-		"shell form":              {"Dockerfile", `ENTRYPOINT ["/footfall"]`, "ENTRYPOINT /footfall", "Dockerfile: end with FROM scratch and an ENTRYPOINT"},
-		"no health check":         {"Dockerfile", "HEALTHCHECK", "#", "Dockerfile: add a HEALTHCHECK"},
-		"no version on the image": {"Dockerfile", "org.opencontainers.image.version", "version", "Dockerfile: label the image with its version"},
-		"secret in the image":     {"Dockerfile", "EXPOSE 8080", "ENV VISITOR_KEY=x", "Dockerfile: keep secrets out of ARG and ENV"},
-		"added from a network":    {"Dockerfile", "COPY . .", "ADD . .", "Dockerfile: use COPY and LABEL instead of ADD"},
-		"BuildKit alone":          {"Dockerfile", "RUN go mod", "RUN --mount=type=cache,target=/x go mod", "Dockerfile: leave out RUN --mount"},
+		"runner of an environment, second": {ci, "runs-on: ubuntu-24.04", "runs-on: ${{ vars.RUNNER || vars.REPO_RUNNER }}", "reads vars.RUNNER where"},
+		"runner of an environment, list":   {ci, "runs-on: ubuntu-24.04", "runs-on:\n      - ${{ vars['RUNNER'] }}", "reads vars.RUNNER where"},
+		"name of an environment":           {deploy, "name: production", "name: ${{ vars.STAGE }}", "reads vars.STAGE where"},
+		"group of all runs":                {deploy, "group: deploy", "group: ${{ vars.GROUP }}", "reads vars.GROUP where"},
+		"condition in two lines":           {deploy, "    timeout-minutes: 60\n", "    if: >-\n      vars.DEPLOY == 'yes'\n    timeout-minutes: 60\n", "reads vars.DEPLOY where"},
+		"step without an environment":      {ci, "- run: make lint", "- run: make lint\n        env:\n          A: ${{ vars.REGION }}", "reads vars.REGION where"},
+		"no time limit":                    {ci, "    timeout-minutes: 20\n", "", `must have one "timeout-minutes:" for each "runs-on:": add what is missing`},
+		"all permissions":                  {ci, "permissions:\n  contents: read\n", "", `must have one "permissions:" for each "on:"`},
+		"kept credentials":                 {ci, "persist-credentials: false", "fetch-tags: true", `must have one "persist-credentials: false" for each "uses: actions/checkout@"`},
+		"root in the image":                {"Dockerfile", "USER 65532:65532", "USER root", "Dockerfile: set USER to a number other than 0 (DL3002)"},
+		"a shell in the image":             {"Dockerfile", "FROM scratch", "FROM debian:trixie", "Dockerfile: end with FROM scratch"},
+		"base without a version":           {"Dockerfile", "golang:1.26", "golang", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
+		"shell form":                       {"Dockerfile", `ENTRYPOINT ["/footfall"]`, "ENTRYPOINT /footfall", "Dockerfile: end with FROM scratch and an ENTRYPOINT"},
+		"no health check":                  {"Dockerfile", "HEALTHCHECK", "#", "Dockerfile: add a HEALTHCHECK"},
+		"no version on the image":          {"Dockerfile", "org.opencontainers.image.version", "version", "Dockerfile: label the image with its version"},
+		"secret in the image":              {"Dockerfile", "EXPOSE 8080", "ENV VISITOR_KEY=x", "Dockerfile: keep secrets out of ARG and ENV"},
+		"added from a network":             {"Dockerfile", "COPY . .", "ADD . .", "Dockerfile: use COPY and LABEL instead of ADD"},
+		"BuildKit alone":                   {"Dockerfile", "RUN go mod", "RUN --mount=type=cache,target=/x go mod", "Dockerfile: leave out RUN --mount"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
