@@ -229,7 +229,7 @@ func TestDatabase(t *testing.T) {
 		record("host and volume destroyed, made again from the repository", r.Requests, r.Failed, p.Took,
 			"lost %d of %d visits: the last %.0f s", known.Visits+r.Counted-after, r.Counted, destroyed.Sub(since).Seconds())
 		assert.Greater(t, after, known.Visits, "nothing of the load was restored")
-		assert.Less(t, destroyed.Sub(since), 70*time.Second, "archive_timeout, and the time to send a segment")
+		assert.Less(t, destroyed.Sub(since), time.Minute, "archive_timeout, and as much for sending a segment")
 		s.recount(t)
 		again := site(t)
 		assert.Zero(t, again.Changed, "%v", again.Tasks)
