@@ -39,7 +39,18 @@ func newNetwork(t *testing.T, prefix, automatic string) network {
 			candidates = append(candidates, fmt.Sprintf("10.83.%d.0/24", i))
 		}
 	}
-	var err error
+	for begin := time.Now(); ; time.Sleep(time.Second) { // another run on this machine has the range
+		err := n.create(t, candidates, automatic)
+		if err == nil {
+			return n
+		}
+		require.Less(t, time.Since(begin), 10*time.Minute, "make a network: %v", err)
+	}
+}
+
+// create makes the network with the first range that is free.
+func (n *network) create(t *testing.T, candidates []string, automatic string) (err error) {
+	t.Helper()
 	for _, c := range candidates {
 		n.prefix = netip.MustParsePrefix(c)
 		args := []string{"network", "create", "--label", label + "=" + pid, "--subnet", c, "--gateway", n.addr(1)} // else it is the first of --ip-range
@@ -47,12 +58,11 @@ func newNetwork(t *testing.T, prefix, automatic string) network {
 			args = append(args, "--ip-range", automatic)
 		}
 		if _, err = docker(append(args, n.name)...); err == nil {
-			joinController(t, n)
-			return n
+			joinController(t, *n)
+			return nil
 		}
 	}
-	require.NoError(t, err, "make a network")
-	return n
+	return err
 }
 
 // addr is the network's nth address.
