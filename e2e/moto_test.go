@@ -116,6 +116,22 @@ func s3Action(t *testing.T, method, address string) string {
 	return "CreateBucket"
 }
 
+// route53Action is what IAM calls a request about a zone, likewise.
+func route53Action(t *testing.T, method, address string) string {
+	t.Helper()
+	u, err := url.Parse(address)
+	require.NoError(t, err)
+	switch path := strings.Trim(strings.TrimPrefix(u.Path, "/2013-04-01"), "/"); {
+	case path == "hostedzone":
+		return "ListHostedZones"
+	case strings.HasPrefix(path, "change/"):
+		return "GetChange"
+	case method == http.MethodPost:
+		return "ChangeResourceRecordSets"
+	}
+	return "ListResourceRecordSets"
+}
+
 // recordedActions reads moto's recording, one JSON object a request.
 func recordedActions(t *testing.T, recording io.Reader) []string {
 	t.Helper()
@@ -145,6 +161,9 @@ func recordedActions(t *testing.T, recording io.Reader) []string {
 		action := form.Get("Action")
 		if credential[3] == "s3" {
 			action = s3Action(t, request.Method, request.URL)
+		}
+		if credential[3] == "route53" {
+			action = route53Action(t, request.Method, request.URL)
 		}
 		if target := request.Headers["X-Amz-Target"]; target != "" {
 			_, action, _ = strings.Cut(target, ".")

@@ -98,6 +98,7 @@ func TestProvision(t *testing.T) {
 		again(t, site(t, older...))
 		again(t, machines(t, append(older, "--check", "--diff")...))
 	})
+	ok = ok && t.Run("the record of the name", func(t *testing.T) { testRecord(t, c, machines) })
 	three := append(older, "-e", "node_count=3")
 	ok = ok && t.Run("three hosts", func(t *testing.T) {
 		siteUnderLoad(t, "from one host to three, under load", three...)
@@ -217,8 +218,9 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, 1, p.Failed)
 		assert.Len(t, c.instances(t), 1)
 
-		p = c.ansible(t, "destroy.yml", "-e", "project=footfall")
+		p = c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "domain=count.example.org", "-e", "dns_zone=example.org")
 		p.require(t)
+		assert.Regexp(t, `Remove the record of count.example.org\] \*+\n(.*\n)?changed`, p.Output)
 		record("destroy", 0, 0, p.Took, "changed=%d, the data volume stays", p.Changed)
 		assert.Empty(t, c.instances(t))
 		assert.Empty(t, c.address(t))
