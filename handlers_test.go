@@ -538,9 +538,14 @@ func TestReadyz(t *testing.T) {
 func TestReadyzWhereVisitsFail(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 	require.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
+	require.Equal(t, int64(0), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "a try counts nothing")
 	execute(t, s.store.reads, `ALTER TABLE visitors ADD CONSTRAINT full_disk CHECK (visits < 0) NOT VALID`)
+	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/readyz").Code, "before the first visit")
+	execute(t, s.store.reads, `ALTER TABLE visitors DROP CONSTRAINT full_disk`)
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	execute(t, s.store.reads, `ALTER TABLE visitors ADD CONSTRAINT full_disk CHECK (visits < 0) NOT VALID`)
+	require.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code, "the last visit was counted")
 	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/").Code)
 	for range 2 {
 		w := s.ask("GET", "/readyz")

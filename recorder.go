@@ -39,7 +39,7 @@ type recorder struct {
 	queue   []*batch      // batches not yet sent, in order of arrival; visits join the last
 	waiting int           // visits in queue and in the batch on its way
 	closed  bool          // no more visits
-	failing bool          // the last batch was not committed
+	failing bool          // the last batch was not committed, or there was none yet
 	wake    chan struct{} // holds one token while queue or closed wait to be looked at
 	stopped chan struct{} // closed when run has returned
 
@@ -86,6 +86,7 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 		store: s, log: log, metrics: m, now: time.Now,
 		wake:    make(chan struct{}, 1),
 		stopped: make(chan struct{}),
+		failing: true,
 	}
 	go r.run()
 	return r
@@ -143,7 +144,8 @@ func (r *recorder) signal() {
 	}
 }
 
-// isFailing reports whether the last batch was not committed.
+// isFailing reports whether nothing shows that a visit would be counted now: the
+// last batch was not committed, or there was none yet.
 func (r *recorder) isFailing() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -27,13 +27,14 @@ if new_enough "$1"; then
 	"$@"
 elif docker version >/dev/null 2>&1; then
 	docker build --quiet --tag footfall-controller e2e/images/controller >/dev/null
-	# The agent and the cloud's short-lived keys go in by name: their values are on no command line. The container ends when
+	# The agent, the cloud's short-lived keys and the registry's password go in by name: their values are on no command line. The container ends when
 	# tasks/let-in has taken out the rule that let this machine in; an interrupt is for what runs in it, not for the shell.
 	tty=
 	if [ -t 0 ]; then tty=--tty; fi
 	docker run --rm --init --env TINI_KILL_PROCESS_GROUP=1 --interactive $tty --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/ssh \
 		${SSH_AUTH_SOCK:+--volume "$SSH_AUTH_SOCK:$SSH_AUTH_SOCK" --env SSH_AUTH_SOCK} \
-		--env USER --env ANSIBLE_INVENTORY --env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN footfall-controller \
+		--env USER --env ANSIBLE_INVENTORY --env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN \
+		--env REGISTRY_USER --env REGISTRY_PASSWORD footfall-controller \
 		sh -c 'ln -s /ssh ~/.ssh; trap : INT TERM; "$@"; status=$?
 			while grep -qs "tasks/let-i[n]" /proc/[0-9]*/cmdline; do sleep 0.2; done; exit $status' sh "$@"
 else

@@ -176,7 +176,11 @@ func (c *cloud) putParameter(t *testing.T, name, value string) {
 }
 
 func (c *cloud) post(service, contentType, target, body, path string) ([]byte, error) {
-	req, err := http.NewRequest(http.MethodPost, c.reach+path, strings.NewReader(body))
+	return c.request(http.MethodPost, service, contentType, target, body, path)
+}
+
+func (c *cloud) request(method, service, contentType, target, body, path string) ([]byte, error) {
+	req, err := http.NewRequest(method, c.reach+path, strings.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +195,7 @@ func (c *cloud) post(service, contentType, target, body, path string) ([]byte, e
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
+	if err == nil && resp.StatusCode/100 != 2 {
 		err = fmt.Errorf("status %d: %s", resp.StatusCode, answer)
 	}
 	return answer, err

@@ -73,7 +73,7 @@ func TestDatabase(t *testing.T) {
 
 		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
 		p := site(t)
-		s.balance(t, "PostgreSQL moves from the container to the host", before, l.finish(), 2, p.Took)
+		s.balance(t, "PostgreSQL moves from the container to the host", before, l.finish(), 0, p.Took)
 		assert.NotContains(t, p.Output, password)
 		assert.Equal(t, "C.UTF-8 17", s.sql(t, "SELECT datcollate || ' ' || current_setting('server_version_num')::int / 10000 FROM pg_database WHERE datname = 'footfall'"))
 		assert.Equal(t, "on", s.sql(t, "SHOW data_checksums"))
@@ -185,7 +185,7 @@ func TestDatabase(t *testing.T) {
 		p := s.play(t, "restore.yml", "-e", "restore_into=live", "-e", `{"restore_to": "`+moment+`"}`)
 		p.require(t)
 		record("restored to a moment", 0, 0, p.Took, "%d visits since are gone, %d before it are there", bad.Counted, good.Visits)
-		assert.Equal(t, totals{good.Visits + 2, good.Visitors}, s.totals(t), "verify visits twice")
+		assert.Equal(t, good, s.totals(t))
 		s.recount(t)
 		s.edge().must(t, "rm -r /srv/footfall/postgresql/17-before-*")
 	})
@@ -219,8 +219,8 @@ func TestDatabase(t *testing.T) {
 		s.writeInventory(t)
 		newVolume("database-2")
 		p := site(t)
-		after := s.totals(t).Visits - 2 // verify's
-		since := seen[0].at             // the last moment that is restored
+		after := s.totals(t).Visits
+		since := seen[0].at // the last moment that is restored
 		for _, s := range seen {
 			if s.visits <= after {
 				since = s.at

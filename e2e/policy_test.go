@@ -123,7 +123,7 @@ var kinds = map[string]string{"ami": "image", "eipalloc": "elastic-ip", "i": "in
 	"subnet": "subnet", "vol": "volume", "vpc": "vpc"}
 
 // needs is what IAM asks for where a request is made: the action on each of its resources, and what follows from it.
-// From Amazon's Service Authorization Reference, the pages of EC2, S3, IAM and Systems Manager.
+// From Amazon's Service Authorization Reference, the pages of EC2, S3, IAM, Route 53 and Systems Manager.
 func (r request) needs() ([]need, error) {
 	form, err := url.ParseQuery(r.Body)
 	if err != nil {
@@ -147,6 +147,20 @@ func (r request) needs() ([]need, error) {
 	case r.Service == "s3":
 		action, err := r.s3Action()
 		return []need{{"s3:" + action, []target{{arn: "arn:aws:s3:::" + r.bucketAndKey(action)}}}}, err
+	case r.Service == "route53":
+		path := strings.Trim(strings.TrimPrefix(r.Path, "/2013-04-01"), "/")
+		zone, set := strings.CutSuffix(path, "/rrset")
+		switch {
+		case path == "hostedzone":
+			return []need{{"route53:ListHostedZones", anything}}, nil
+		case strings.HasPrefix(path, "change/"):
+			return []need{{"route53:GetChange", []target{{arn: "arn:aws:route53:::" + path}}}}, nil
+		case set && r.Method == "POST":
+			return []need{{"route53:ChangeResourceRecordSets", []target{{arn: "arn:aws:route53:::" + zone}}}}, nil
+		case set:
+			return []need{{"route53:ListResourceRecordSets", []target{{arn: "arn:aws:route53:::" + zone}}}}, nil
+		}
+		return nil, fmt.Errorf("%s %s is no request of a zone that is known here", r.Method, r.Path)
 	case r.Service == "iam" && action == "ListAccountAliases":
 		return []need{{"iam:" + action, anything}}, nil
 	case r.Service == "iam":

@@ -33,6 +33,7 @@ func TestService(t *testing.T) {
 		{"DeployUnderLoad", testDeployUnderLoad},
 		{"Operator", testOperator},
 		{"Speed", testSpeed},
+		{"Registry", testRegistry},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
