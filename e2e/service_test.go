@@ -28,11 +28,13 @@ func TestService(t *testing.T) {
 		{"Backups", testBackups},
 		{"Browser", testBrowser},
 		{"Converge", testConverge},
+		{"Wire", testWire},
 		{"DeployFaults", testDeployFaults},
 		{"ThreeHosts", testThreeHosts},
 		{"DeployUnderLoad", testDeployUnderLoad},
 		{"Operator", testOperator},
 		{"Speed", testSpeed},
+		{"Workflow", testWorkflow},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
