@@ -128,8 +128,8 @@ terminal: ## the README's picture of a deployment, from the log that make e2e ha
 
 # The end-to-end tests in parts, each with the files that concern it: a pull request runs the parts whose files it changes.
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$
-E2E_service    := ^TestService$$/^(Backups|Browser|Converge|Faults|TLS)$$
-E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator|Registry)$$
+E2E_service    := ^TestService$$/^(Backups|Browser|Converge|Faults|TLS|Wire)$$
+E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator|Registry|Workflow)$$
 # The figures of docs/figures.md, on a machine that does nothing else.
 E2E_speed      := ^TestService$$/^Speed$$
 E2E_all-or-none := ^TestService$$/^(DeployFaults|ThreeHosts)$$
@@ -142,7 +142,7 @@ service        := $(every) e2e/service_test.go ansible/site.yml ansible/group_va
 	ansible/roles/app ansible/roles/web ansible/roles/verify
 ABOUT_image      := $(every) docs/without-ansible.md *.go sql assets Dockerfile compose.yaml e2e/*_test.go
 ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres assets e2e/*_test.go
-ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go
+ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh .github/workflows/deploy.yml e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go e2e/workflow_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
 ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
 ABOUT_cloud      := $(every) ansible/*.yml ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
@@ -151,7 +151,11 @@ ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patro
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; as root, about an hour; PART=deploy for one part
-	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestService$$/^Speed$$') ./e2e
+	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestVM$$|^TestService$$/^Speed$$') ./e2e
+
+.PHONY: e2e-vm
+e2e-vm: ## the deployment in a virtual machine with a kernel of its own; as root, one to two hours
+	$(SUDO) go test -tags e2e -count=1 -timeout 170m -v -run '^TestVM$$' ./e2e
 
 .PHONY: e2e-changed
 e2e-changed: ## PART=deploy BASE=origin/main: that part, unless what it is about is as in BASE

@@ -32,12 +32,57 @@ func main() {
 // check returns a sentence for each rule that the repository at root breaks, or an error if it cannot be read.
 func check(root string) ([]string, error) {
 	var broken []string
-	for _, rule := range []func(string) ([]string, error){version, migrations, workflows, dockerfile} {
+	for _, rule := range []func(string) ([]string, error){version, versions, migrations, workflows, dockerfile} {
 		found, err := rule(root)
 		if err != nil {
 			return nil, err
 		}
 		broken = append(broken, found...)
+	}
+	return broken, nil
+}
+
+// versions: what several files must name is the same in all of them. Where a version is raised, the first file is edited first.
+func versions(root string) ([]string, error) {
+	var broken []string
+	for _, v := range []struct {
+		what   string
+		places [][2]string // file and pattern; the first one says what is right
+	}{
+		{"the oldest PostgreSQL", [][2]string{
+			{".github/workflows/check.yml", `postgres: \[(\d+),`},
+			{"README.md", `PostgreSQL (\d+) or newer`},
+			{"ansible/tasks/check_settings.yml", `postgres_version \| int >= (\d+)`},
+		}},
+		{"Debian's PostgreSQL", [][2]string{
+			{"ansible/group_vars/all.yml", `(?m)^postgres_version: "(\d+)"`},
+			{"compose.yaml", `image: postgres:(\d+)`},
+			{"e2e/images/postgres/Dockerfile", `postgresql-(\d+)`},
+		}},
+		{"Go", [][2]string{
+			{"go.mod", `(?m)^go (\d+\.\d+)`},
+			{"Dockerfile", `golang:(\d+\.\d+)`},
+		}},
+	} {
+		want := ""
+		for _, place := range v.places {
+			text, err := os.ReadFile(filepath.Join(root, place[0]))
+			if err != nil {
+				return nil, err
+			}
+			found := regexp.MustCompile(place[1]).FindAllStringSubmatch(string(text), -1)
+			if found == nil {
+				broken = append(broken, fmt.Sprintf("%s does not name %s: %s", place[0], v.what, place[1]))
+			}
+			for _, m := range found {
+				if want == "" {
+					want = m[1]
+				}
+				if m[1] != want {
+					broken = append(broken, fmt.Sprintf("%s says that %s is %s, and %s that it is %s: write the same", place[0], v.what, m[1], v.places[0][0], want))
+				}
+			}
+		}
 	}
 	return broken, nil
 }

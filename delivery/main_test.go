@@ -36,6 +36,11 @@ func TestBrokenRules(t *testing.T) {
 		"version without an entry": {"version.txt", "", "7.0.0-rc.1\n", `CHANGELOG.md does not say what is in 7.0.0-rc.1: add a section "## [7.0.0-rc.1] - YYYY-MM-DD"`},
 		"entry without text":       {"CHANGELOG.md", "", "## [1.2.3] - 2026-11-24\n\n### Added\n\n## [1.0.0] - 2026-11-23\n- x\n", `CHANGELOG.md does not say what is in 1.2.3`},
 		"entry without a day":      {"CHANGELOG.md", "", "## [1.2.3]\n\n- x\n", `CHANGELOG.md does not say what is in 1.2.3`},
+		"another oldest PostgreSQL": {"README.md", "PostgreSQL 15 or newer", "PostgreSQL 14 or newer",
+			"README.md says that the oldest PostgreSQL is 14, and .github/workflows/check.yml that it is 15: write the same"},
+		"another Go in the image":              {"Dockerfile", "golang:1.26", "golang:1.25", "Dockerfile says that Go is 1.25, and go.mod that it is 1.26: write the same"},
+		"another PostgreSQL of compose.yaml's": {"compose.yaml", "postgres:17", "postgres:18", "compose.yaml says that Debian's PostgreSQL is 18"},
+		"PostgreSQL's version elsewhere":       {"ansible/tasks/check_settings.yml", "postgres_version | int >= 15", "true", "does not name the oldest PostgreSQL"},
 		"edited migration": {migration, "text", "bytea", "sql/0001_first.sql was edited after v1.2.3 released it: " +
 			"take it back with git checkout v1.2.3 -- sql/0001_first.sql, and write what you want as a new file with the next number"},
 		"missing target":    {ci, "make lint", "make tidy", "calls make tidy, which the Makefile does not have: name one of its targets or add this one"},
@@ -57,7 +62,7 @@ func TestBrokenRules(t *testing.T) {
 		"kept credentials":                 {ci, "persist-credentials: false", "fetch-tags: true", `must have one "persist-credentials: false" for each "uses: actions/checkout@"`},
 		"root in the image":                {"Dockerfile", "USER 65532:65532", "USER root", "Dockerfile: set USER to a number other than 0 (DL3002)"},
 		"a shell in the image":             {"Dockerfile", "FROM scratch", "FROM debian:trixie", "Dockerfile: end with FROM scratch"},
-		"base without a version":           {"Dockerfile", "golang:1.26", "golang", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
+		"base without a version":           {"Dockerfile", "FROM scratch", "FROM debian AS another\nFROM scratch", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
 		"shell form":                       {"Dockerfile", `ENTRYPOINT ["/footfall"]`, "ENTRYPOINT /footfall", "Dockerfile: end with FROM scratch and an ENTRYPOINT"},
 		"no health check":                  {"Dockerfile", "HEALTHCHECK", "#", "Dockerfile: add a HEALTHCHECK"},
 		"no version on the image":          {"Dockerfile", "org.opencontainers.image.version", "version", "Dockerfile: label the image with its version"},
@@ -137,9 +142,11 @@ func release(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(root, ".github"), os.DirFS("../.github")))
-	for _, name := range []string{"Makefile", "Dockerfile"} {
+	for _, name := range []string{"Makefile", "Dockerfile", "README.md", "go.mod", "compose.yaml", "ansible/tasks/check_settings.yml",
+		"ansible/group_vars/all.yml", "e2e/images/postgres/Dockerfile"} {
 		text, err := os.ReadFile(filepath.Join("..", name))
 		require.NoError(t, err)
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(root, name), text, 0o644))
 	}
 	require.NoError(t, os.Mkdir(filepath.Join(root, "sql"), 0o755))

@@ -106,18 +106,14 @@ func testConverge(t *testing.T, s *service) {
 	})
 
 	t.Run("kernel parameters are in force", func(t *testing.T) {
-		vars, err := os.ReadFile(filepath.Join(repoDir(), "ansible", "roles", "base", "vars", "main.yml"))
-		require.NoError(t, err)
-		lines := regexp.MustCompile(`(?m)^  - \{ name: (\S+), value: "?([^"\s]+)"? \}`).FindAllStringSubmatch(string(vars), -1)
-		require.Greater(t, len(lines), 10)
 		for _, h := range s.hosts {
-			for _, l := range lines {
-				got, err := h.sh("sysctl -n " + l[1])
-				if l[1] == "kernel.yama.ptrace_scope" && err != nil {
+			for name, want := range kernelParameters(t) {
+				got, err := h.sh("sysctl -n " + name)
+				if name == "kernel.yama.ptrace_scope" && err != nil {
 					continue // a kernel without Yama: the role leaves it out
 				}
 				require.NoError(t, err)
-				assert.Equal(t, l[2], got, "%s on %s", l[1], h.name)
+				assert.Equal(t, want, got, "%s on %s", name, h.name)
 			}
 		}
 	})
@@ -128,10 +124,10 @@ func testConverge(t *testing.T, s *service) {
 		assert.Equal(t, 404, status)
 		// The inner port answers the edge alone.
 		for _, h := range s.hosts {
-			status, _, err := fetch("http://" + h.ip + ":8080/metrics")
+			stranger, err := docker("exec", controllerName(), "curl", "-sk", "-w", "%{http_code}", "https://"+h.ip+":8443/metrics")
 			require.NoError(t, err)
-			assert.Equal(t, 403, status, h.name)
-			assert.Contains(t, s.edge().must(t, "curl -sf http://"+h.ip+":8080/metrics"), "footfall_build_info{")
+			assert.Regexp(t, "403$", stranger, h.name)
+			assert.Contains(t, s.edge().must(t, "curl -sf --cacert /etc/footfall/group.pem --connect-to footfall:8443:"+h.ip+":8443 https://footfall:8443/metrics"), "footfall_build_info{")
 		}
 		_, err = s.hosts[1].sh("curl -s --max-time 3 http://" + s.hosts[1].ip + ":80/")
 		assert.Error(t, err, "the second host serves the public")
@@ -160,4 +156,17 @@ func testConverge(t *testing.T, s *service) {
 			assert.NotContains(t, log, password)
 		}
 	})
+}
+
+// kernelParameters are those that the role base sets, by name.
+func kernelParameters(t *testing.T) map[string]string {
+	t.Helper()
+	vars, err := os.ReadFile(filepath.Join(repoDir(), "ansible", "roles", "base", "vars", "main.yml"))
+	require.NoError(t, err)
+	parameters := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^  - \{ name: (\S+), value: "?([^"\s]+)"? \}`).FindAllStringSubmatch(string(vars), -1) {
+		parameters[m[1]] = m[2]
+	}
+	require.Greater(t, len(parameters), 10)
+	return parameters
 }

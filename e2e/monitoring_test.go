@@ -149,8 +149,9 @@ func TestMonitoring(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(settings), 0o755))
 		require.NoError(t, os.WriteFile(inventory, []byte("[footfall]\nfootfall-1 private_ip=10.0.0.1\nfootfall-2 private_ip=10.0.0.2\n"), 0o644))
 		require.NoError(t, os.WriteFile(settings, []byte(read(repoDir(), "ansible", "group_vars", "all.yml")), 0o644))
-		// The path at which the rules lie on a host: promtool reads them as well.
+		// The paths at which the rules and the certificates lie on a host: promtool reads them as well.
 		judge(t, "install", "-D", "-m", "644", filepath.Join(role, "files", "alerts.yml"), "/etc/prometheus/footfall-alerts.yml")
+		judge(t, "install", "-D", "-m", "644", "/etc/ssl/certs/ca-certificates.crt", "/etc/footfall/group.pem")
 		for _, database := range []string{"", "postgres://elsewhere/footfall"} {
 			p := tryAnsible(t, nil, inventory, filepath.Join(repoDir(), "e2e", "monitoring.yml"), "-e", "out="+shared(), "-e", "database_url="+database)
 			p.require(t)
