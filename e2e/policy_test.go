@@ -57,7 +57,7 @@ func readPolicy(t *testing.T, file string) policy {
 	for _, s := range document.Statement {
 		require.Equal(t, "Allow", s.Effect)
 		for operator := range s.Condition {
-			require.Contains(t, []string{"StringEquals", "StringEqualsIfExists"}, operator)
+			require.Contains(t, []string{"StringEquals", "StringEqualsIfExists", "ForAllValues:StringEquals"}, operator)
 		}
 	}
 	return document.Statement
@@ -156,7 +156,11 @@ func (r request) needs() ([]need, error) {
 		case strings.HasPrefix(path, "change/"):
 			return []need{{"route53:GetChange", []target{{arn: "arn:aws:route53:::" + path}}}}, nil
 		case set && r.Method == "POST":
-			return []need{{"route53:ChangeResourceRecordSets", []target{{arn: "arn:aws:route53:::" + zone}}}}, nil
+			change := need{action: "route53:ChangeResourceRecordSets"}
+			for _, t := range regexp.MustCompile("<Type>(\\w+)</Type>").FindAllStringSubmatch(r.Body, -1) {
+				change.targets = append(change.targets, target{"arn:aws:route53:::" + zone, map[string]string{"route53:ChangeResourceRecordSetsRecordTypes": t[1]}})
+			}
+			return []need{change}, nil
 		case set:
 			return []need{{"route53:ListResourceRecordSets", []target{{arn: "arn:aws:route53:::" + zone}}}}, nil
 		}
@@ -379,6 +383,8 @@ func TestPolicies(t *testing.T) {
 		{"hand the role to another service", need{"iam:PassRole", []target{{"arn:aws:iam::" + account + ":role/footfall-backup",
 			tags{"iam:PassedToService": "lambda.amazonaws.com"}}}}, ""},
 		{"let it be assumed by others", iam("UpdateAssumeRolePolicy", "role/footfall-backup"), ""},
+		{"change another kind of record", need{"route53:ChangeResourceRecordSets", []target{{"arn:aws:route53:::hostedzone/x",
+			tags{"route53:ChangeResourceRecordSetsRecordTypes": "MX"}}}}, ""},
 		{"hand the role on", iam("PassRole", "role/footfall-backup"), "provision"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
