@@ -118,6 +118,12 @@ func testConverge(t *testing.T, s *service) {
 		}
 	})
 
+	t.Run("the node exporter's collectors run", func(t *testing.T) {
+		for _, h := range s.hosts {
+			h.must(t, "systemctl start prometheus-node-exporter-apt && test -s /var/lib/prometheus/node-exporter/apt.prom")
+		}
+	})
+
 	t.Run("who may reach what", func(t *testing.T) {
 		status, _, err := s.get("/metrics")
 		require.NoError(t, err)
