@@ -157,7 +157,7 @@ func (r request) needs() ([]need, error) {
 			return []need{{"route53:GetChange", []target{{arn: "arn:aws:route53:::" + path}}}}, nil
 		case set && r.Method == "POST":
 			change := need{action: "route53:ChangeResourceRecordSets"}
-			for _, t := range regexp.MustCompile("<Type>(\\w+)</Type>").FindAllStringSubmatch(r.Body, -1) {
+			for _, t := range regexp.MustCompile(`<Type>(\w+)</Type>`).FindAllStringSubmatch(r.Body, -1) {
 				change.targets = append(change.targets, target{"arn:aws:route53:::" + zone, map[string]string{"route53:ChangeResourceRecordSetsRecordTypes": t[1]}})
 			}
 			return []need{change}, nil
