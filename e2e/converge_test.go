@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -78,6 +79,19 @@ func testConverge(t *testing.T, s *service) {
 			})
 		}
 		assert.Equal(t, before, s.totals(t), "the looks from outside count nothing")
+	})
+
+	t.Run("apt's lock is held", func(t *testing.T) {
+		second := s.hosts[1]
+		second.must(t, "apt-get remove --yes logrotate && systemd-run --quiet --collect --unit e2e-apt python3 -c '"+firstBoot+"'")
+		eventually(t, 10*time.Second, "the lock is held", func() error {
+			_, err := second.sh("test -e /run/e2e-apt")
+			return err
+		})
+		p := s.play(t, "site.yml", "--tags", "base")
+		p.require(t)
+		assert.Greater(t, p.Took, 70*time.Second)
+		second.must(t, "command -v logrotate")
 	})
 
 	t.Run("forged addresses", func(t *testing.T) {

@@ -188,6 +188,7 @@ func TestVM(t *testing.T) {
 const firstBoot = `import fcntl, subprocess, time
 lock = open("/var/lib/dpkg/lock-frontend", "a")
 fcntl.lockf(lock, fcntl.LOCK_EX)
+open("/run/e2e-apt", "w")
 while subprocess.run(["pgrep", "--older", "70", "--full", "[a]pt-get.*install"]).returncode:
     time.sleep(1)`
 
