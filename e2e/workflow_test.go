@@ -77,7 +77,7 @@ runs:
 	begin := time.Now()
 	cmd := exec.CommandContext(t.Context(), home+"/act", "workflow_dispatch", "--workflows", ".github/workflows/deploy.yml", "--input", "version="+version,
 		"--platform", "ubuntu-24.04=-self-hosted", "--use-gitignore=false", "--local-repository", string(credentials)+"="+home+"/credentials",
-		"--var", "AWS_ROLE_ARN=arn:aws:iam::123456789012:role/deploy", "--var", "AWS_REGION=eu-central-1", "--secret", "DEPLOY_SSH_KEY", "--secret", "DEPLOY_KNOWN_HOSTS")
+		"--var", "AWS_ROLE_ARN=arn:aws:iam::123456789012:role/deploy", "--var", "AWS_REGION=eu-central-1", "--secret", "GITHUB_TOKEN=none", "--secret", "DEPLOY_SSH_KEY", "--secret", "DEPLOY_KNOWN_HOSTS")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+home, "DEPLOY_SSH_KEY="+string(private), "DEPLOY_KNOWN_HOSTS="+known.String())
 	var out bytes.Buffer
