@@ -207,6 +207,7 @@ func TestProvision(t *testing.T) {
 		time.Sleep(20 * time.Second) // the lateness
 		assert.Equal(t, stranger.ID, c.volumes(t, "footfall-data")[0].Instance)
 		require.NoError(t, c.call("DetachVolume", attachment, nil))
+		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {stranger.ID}}, nil))
 		p := <-ended
 		p.require(t)
 		r := l.finish()
