@@ -54,7 +54,10 @@ func readPolicy(t *testing.T, file string) policy {
 	decoder := json.NewDecoder(strings.NewReader(strings.ReplaceAll(string(text), "{{ fleet_bucket }}", fleetBucket)))
 	require.NoError(t, decoder.Decode(&document))
 	require.NotEmpty(t, document.Statement)
+	ids := map[string]bool{}
 	for _, s := range document.Statement {
+		require.False(t, s.Sid != "" && ids[s.Sid], "%s has two statements %s: IAM wants each once", file, s.Sid)
+		ids[s.Sid] = true
 		require.Equal(t, "Allow", s.Effect)
 		for operator := range s.Condition {
 			require.Contains(t, []string{"StringEquals", "StringEqualsIfExists", "ForAllValues:StringEquals"}, operator)

@@ -73,7 +73,7 @@ END
 		assert.Contains(t, h.must(t, "cat /run/e2e-arguments"), "login --username "+user+" --password-stdin "+registry)
 		for _, secret := range []string{password, base64.StdEncoding.EncodeToString([]byte(user + ":" + password))} {
 			assert.NotContains(t, p.Output, secret)
-			left := h.must(t, "grep -rlsF "+secret+" /root /home /etc /run /tmp /var/lib/footfall /var/log /var/tmp; journalctl --no-pager -o cat | grep -F "+secret+"; true")
+			left := h.must(t, "grep -rlsF "+secret+" ~root /home /etc /run /tmp /var/lib/footfall /var/log /var/tmp; journalctl --no-pager -o cat | grep -F "+secret+"; true")
 			assert.Empty(t, left)
 		}
 		assert.Empty(t, h.must(t, "ls -d /run/footfall-registry.* 2>/dev/null; true"))

@@ -70,9 +70,9 @@ func testWire(t *testing.T, s *service) {
 		serving := s.edge().must(t, "docker stop "+live)
 		defer s.edge().must(t, "docker start "+serving)
 		page(http.StatusOK) // from the other host
-		peer.must(t, "cp -p /etc/footfall/group.* /root/ && "+fmt.Sprintf(renew, 3650))
+		peer.must(t, "mkdir /run/e2e-wire && cp -p /etc/footfall/group.* /run/e2e-wire/ && "+fmt.Sprintf(renew, 3650))
 		page(http.StatusServiceUnavailable)
-		peer.must(t, "mv /root/group.* /etc/footfall/ && systemctl reload nginx")
+		peer.must(t, "mv /run/e2e-wire/group.* /etc/footfall/ && rmdir /run/e2e-wire && systemctl reload nginx")
 		page(http.StatusOK)
 	})
 
