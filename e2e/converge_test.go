@@ -184,7 +184,7 @@ func kernelParameters(t *testing.T) map[string]string {
 	vars, err := os.ReadFile(filepath.Join(repoDir(), "ansible", "roles", "base", "vars", "main.yml"))
 	require.NoError(t, err)
 	parameters := map[string]string{}
-	for _, m := range regexp.MustCompile(`(?m)^  - \{ name: (\S+), value: "?([^"\s]+)"? \}`).FindAllStringSubmatch(string(vars), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^  - -?([a-z]\S+) = (\S+)$`).FindAllStringSubmatch(string(vars), -1) {
 		parameters[m[1]] = m[2]
 	}
 	require.Greater(t, len(parameters), 10)
