@@ -138,15 +138,15 @@ E2E_cloud      := ^Test(Policies|Provision)$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
-service        := $(every) e2e/service_test.go ansible/site.yml ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
+service        := $(every) e2e/service_test.go ansible/site.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
 ABOUT_image      := $(every) docs/without-ansible.md *.go sql assets Dockerfile compose.yaml e2e/*_test.go
 ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres assets e2e/*_test.go
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh .github/workflows/deploy.yml e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go e2e/workflow_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
-ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
-ABOUT_cloud      := $(every) ansible/*.yml ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
-ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring e2e/monitoring_test.go e2e/monitoring.yml
+ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres ansible/library e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
+ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
+ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml
 
 .PHONY: e2e
