@@ -113,6 +113,36 @@ func testFaults(t *testing.T, s *service) {
 		counted(t, before, r, 0, 8)
 	})
 
+	// The run goes on and its machine is not reached any more: neither side hears that the connection has ended.
+	t.Run("network of a run cut", func(t *testing.T) {
+		h := s.edge()
+		operator, err := key()
+		require.NoError(t, err)
+		_, err = docker("exec", "--detach", controllerName(), "sh", "-c", fmt.Sprintf(`sleep 300 & echo $! > %[1]s/run
+			%[2]s/ansible/roles/app/files/hold $! %[3]s "a test" "ssh -T -o BatchMode=yes -o ControlPath=none -o ServerAliveInterval=5 `+
+			`-o UserKnownHostsFile=%[4]s -i %[5]s -l admin %[6]s"`, shared(), repoDir(), s.url(""), strings.TrimSuffix(s.inventory, ".ini")+".known_hosts", operator, h.ip))
+		require.NoError(t, err)
+		const free = "flock --nonblock /run/footfall.lock true"
+		eventually(t, 20*time.Second, "the lock is held", func() error {
+			if _, err := h.sh(free); err == nil {
+				return fmt.Errorf("%s", "it is free")
+			}
+			return nil
+		})
+		from := addressIn(t, s.network)
+		h.must(t, "iptables -I INPUT -s "+from+" -j DROP; iptables -I OUTPUT -d "+from+" -j DROP")
+		begin := time.Now()
+		eventually(t, 40*time.Second, "the lock is free", func() error {
+			_, err := h.sh(free)
+			return err
+		})
+		took := time.Since(begin)
+		h.must(t, "iptables -D INPUT -s "+from+" -j DROP; iptables -D OUTPUT -d "+from+" -j DROP")
+		docker("exec", controllerName(), "sh", "-c", "kill $(cat "+shared()+"/run)")
+		record("network of the run with the lock cut", 0, 0, took, "then the lock is free")
+		assert.Greater(t, took, 20*time.Second, "a run of which nothing is heard for a moment keeps the lock")
+	})
+
 	t.Run("disk of the logs full", func(t *testing.T) {
 		before := s.totals(t)
 		s.edge().must(t, `mount -t tmpfs -o size=64k,mode=755 tmpfs /var/log/nginx && nginx -s reopen && ! dd if=/dev/zero of=/var/log/nginx/fill bs=1k 2>/dev/null`)
