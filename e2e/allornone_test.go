@@ -37,15 +37,17 @@ const (
 	mendSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP"
 	// still makes the first call wait, until the file is removed; a later deployment's calls pass.
 	still = "if mkdir /run/e2e-still 2>/dev/null; then touch /run/e2e-held; while [ -e /run/e2e-held ]; do sleep 0.1; done; fi"
-	// fullState puts the folder of the deployment on a file system without a free block; the sockets stay where they are.
-	fullState = `mkdir -p /run/e2e-state && mount -t tmpfs -o size=64k,mode=755 tmpfs /run/e2e-state
-cd /var/lib/footfall && cp -a live.sock run version deployments.jsonl /run/e2e-state/
+	// fullState puts the folder of the deployment on a file system without a free block; the sockets stay where they are,
+	// and the disk below stays in reach. Before the switch there are fewer files to copy.
+	fullState = `mkdir -p /run/e2e-disk /run/e2e-state && mount --bind --make-private /var/lib/footfall /run/e2e-disk && mount -t tmpfs -o size=64k,mode=755 tmpfs /run/e2e-state
+cd /var/lib/footfall; cp -a live.sock run version deployments.jsonl back.sock version.next /run/e2e-state/ 2>/dev/null
 for slot in blue green; do mkdir /run/e2e-state/$slot && mount --bind $slot /run/e2e-state/$slot; done
 mount --rbind /run/e2e-state /var/lib/footfall; dd if=/dev/zero of=/var/lib/footfall/fill bs=4k 2>/dev/null; true`
-	mendState = "umount -R /var/lib/footfall; umount -R /run/e2e-state" // nothing was changed in it
-	// mendConfirmed takes over what confirm has renamed.
-	mendConfirmed = "mkdir /run/e2e-kept && cd /run/e2e-state && cp -a live.sock version deployments.jsonl /run/e2e-kept/ && cd / && " + mendState +
-		" && cd /var/lib/footfall && rm -f version.next && cp -a /run/e2e-kept/* . && rm -r /run/e2e-kept"
+	// mendState takes the file system away, all of it in one moment: visitors come meanwhile.
+	mendState = "umount -l /var/lib/footfall; umount -R /run/e2e-state; umount /run/e2e-disk"
+	// mendConfirmed first takes over what confirm and finish have renamed and removed.
+	mendConfirmed = "cd /run/e2e-state && cp -a version deployments.jsonl /run/e2e-disk/ && cp -a live.sock /run/e2e-disk/next.sock" +
+		" && cd /run/e2e-disk && mv -T next.sock live.sock && rm -f version.next back.sock && cd / && " + mendState
 	// fullDocker leaves Docker no block for what it unpacks, fullContainers none for a new container.
 	fullDocker     = "mount -t tmpfs -o size=64k tmpfs /var/lib/docker/tmp; dd if=/dev/zero of=/var/lib/docker/tmp/fill bs=4k 2>/dev/null; true"
 	mendDocker     = "umount -l /var/lib/docker/tmp"

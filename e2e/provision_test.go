@@ -186,11 +186,6 @@ func TestProvision(t *testing.T) {
 	ok = ok && t.Run("another machine for the first host", func(t *testing.T) {
 		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
 		old := c.instances(t)["footfall-1"]
-		// EC2 lets go of a terminated instance's volume later than the emulator: here a stranger keeps it for 20 s.
-		var stranger struct {
-			ID string `xml:"instancesSet>item>instanceId"`
-		}
-		require.NoError(t, c.call("RunInstances", url.Values{"ImageId": {newImage}, "MinCount": {"1"}, "MaxCount": {"1"}}, &stranger))
 		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
 		ended := make(chan play)
 		go func() {
@@ -202,12 +197,7 @@ func TestProvision(t *testing.T) {
 			}
 			return nil
 		})
-		attachment := url.Values{"VolumeId": {data.ID}, "InstanceId": {stranger.ID}, "Device": {dataSlot}}
-		require.NoError(t, c.call("AttachVolume", attachment, nil))
-		time.Sleep(20 * time.Second) // the lateness
-		assert.Equal(t, stranger.ID, c.volumes(t, "footfall-data")[0].Instance)
-		require.NoError(t, c.call("DetachVolume", attachment, nil))
-		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {stranger.ID}}, nil))
+		c.keep(t, data.ID, 20*time.Second)
 		p := <-ended
 		p.require(t)
 		r := l.finish()
@@ -251,7 +241,11 @@ func TestProvision(t *testing.T) {
 		p.require(t)
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
 
-		c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "destroy_data=true").require(t)
+		ended := make(chan play)
+		go func() { ended <- c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "destroy_data=true") }()
+		c.keep(t, c.volumes(t, "footfall-data")[0].ID, 20*time.Second)
+		p = <-ended
+		p.require(t)
 		assert.Empty(t, c.volumes(t, "footfall-data"))
 	})
 	ok = ok && t.Run("the least rights", func(t *testing.T) {
@@ -260,6 +254,21 @@ func TestProvision(t *testing.T) {
 		t.Run("host", func(t *testing.T) { readPolicy(t, "templates/host-policy.json").isLeast(t, needed(t, hostID)) })
 	})
 	require.True(t, ok, "each step needs the one before")
+}
+
+// keep has a stranger keep a volume for so long: EC2 lets go of a terminated instance's volume later than the emulator.
+func (c *cloud) keep(t *testing.T, id string, long time.Duration) {
+	t.Helper()
+	var stranger struct {
+		ID string `xml:"instancesSet>item>instanceId"`
+	}
+	require.NoError(t, c.call("RunInstances", url.Values{"ImageId": {newImage}, "MinCount": {"1"}, "MaxCount": {"1"}}, &stranger))
+	attachment := url.Values{"VolumeId": {id}, "InstanceId": {stranger.ID}, "Device": {dataSlot}}
+	require.NoError(t, c.call("AttachVolume", attachment, nil))
+	time.Sleep(long) // the lateness
+	assert.Equal(t, stranger.ID, c.volumes(t, "footfall-data")[0].Instance)
+	require.NoError(t, c.call("DetachVolume", attachment, nil))
+	require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {stranger.ID}}, nil))
 }
 
 // address is the elastic address, or "".
