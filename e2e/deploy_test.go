@@ -57,6 +57,7 @@ func init() {
 	assert.Equal(t, "1", s.sql(t, "SELECT count(*) FROM pg_class WHERE relname = 'upgrade'"))
 
 	// While the broken release is given its time, a second deployment is refused.
+	s.edge().must(t, "flock --wait 5 /run/footfall.lock true") // of the run before, which has just ended
 	first := make(chan play)
 	go func() { first <- s.deploy(t, broken, "-e", "app_ready_timeout=20") }()
 	eventually(t, time.Minute, "the broken release's deployment takes the lock", func() error {

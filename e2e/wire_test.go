@@ -83,7 +83,7 @@ func testWire(t *testing.T, s *service) {
 		r := l.finish()
 		p.require(t)
 		p.changedOnly(t, "web")
-		assert.Zero(t, r.Failed)
+		assert.Zero(t, r.Failed, "%s", r)
 		record("certificate of a host behind the edge made again, under load", r.Requests, r.Failed, p.Took, "")
 		peer.must(t, "openssl x509 -noout -checkend 300000000 -in /etc/footfall/group.crt")
 		before := peer.must(t, "wc -l < /var/log/nginx/access.log")
