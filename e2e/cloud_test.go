@@ -281,7 +281,8 @@ func (c *cloud) boot(t *testing.T) error {
 				return err
 			}
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
-			_, err = h.sh("iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata)
+			// host-init writes /etc/hosts, then becomes systemd.
+			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata)
 			if err = errors.Join(err, c.bucket.introduce(h)); err != nil {
 				return err
 			}
