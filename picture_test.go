@@ -83,7 +83,7 @@ func TestTerminal(t *testing.T) {
 	tasks := 0
 	end := func(next string) {
 		if tasks > 0 {
-			lines = append(lines, fmt.Sprintf("%-42s … %2d %s", play, tasks, plural(fmt.Sprint(tasks), "task")))
+			lines = append(lines, fmt.Sprintf("%-46s … %2d %s", play, tasks, plural(fmt.Sprint(tasks), "task")))
 		}
 		play, tasks = next, 0
 	}

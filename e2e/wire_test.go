@@ -83,8 +83,9 @@ func testWire(t *testing.T, s *service) {
 		r := l.finish()
 		p.require(t)
 		p.changedOnly(t, "web")
-		assert.Zero(t, r.Failed, "%s", r)
-		record("certificate of a host behind the edge made again, under load", r.Requests, r.Failed, p.Took, "")
+		// A reloaded nginx closes idle connections, and a client may not send a POST again that met the end of one (RFC 9110, 9.2.2).
+		assert.Zero(t, r.failedGETs(), "%s", r)
+		record("certificate of a host behind the edge made again, under load", r.Requests, r.Failed, p.Took, "failed GETs %d", r.failedGETs())
 		peer.must(t, "openssl x509 -noout -checkend 300000000 -in /etc/footfall/group.crt")
 		before := peer.must(t, "wc -l < /var/log/nginx/access.log")
 		eventually(t, 30*time.Second, "the edge sends the host visits", func() error {
