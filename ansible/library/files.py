@@ -18,7 +18,6 @@ They are made in the order of the list. owner and group are root, names or numbe
 A file's content is replaced at once, and never readable by more accounts than its mode says. --check and --diff work.
 """
 
-import contextlib
 import grp
 import os
 import pwd
