@@ -27,16 +27,19 @@ import (
 )
 
 // A cloud is an EC2 API (moto, in the controller) and what moto lacks: an instance that it says is
-// running boots, as a test host with the address and the user data of the instance, and a data volume that
-// it says is attached becomes a device of that host, over a file that outlives it.
+// running boots, as a test host with the address and the user data of the instance, a data volume that
+// it says is attached becomes a device of that host, over a file that outlives it, and names of its zone and the
+// elastic address lead where it says, for the hosts, the controller and a certificate authority.
 type cloud struct {
 	endpoint string // of the API, for Ansible in the controller
 	reach    string // of the API, for the harness
 	network  network
 	bucket   *bucket
+	acme     acme
+	zone     string       // path of the zone in Route 53
+	led      string       // how names and addresses lead, a script for the controller
 	metadata string       // host:port of the metadata service, for the hosts
 	from     atomic.Value // string, the address that the controller's runs come from
-	checkip  string       // file with the authority of what says so
 
 	mu      sync.Mutex
 	hosts   map[string]*host   // by instance id
@@ -55,12 +58,14 @@ func startCloud(t *testing.T) *cloud {
 	c.startMetadata(t)
 	c.from.Store("203.0.113.7")
 	c.startCheckip(t)
+	c.acme = startACME(t, c.network, "172.31.255.250")
+	c.makeZone(t)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var booting sync.WaitGroup
 	booting.Go(func() {
 		for ctx.Err() == nil {
-			if err := errors.Join(c.boot(t), c.attach()); err != nil {
+			if err := errors.Join(c.boot(t), c.attach(), c.lead()); err != nil {
 				t.Errorf("boot what the cloud says is running: %v", err)
 				return
 			}
@@ -77,7 +82,7 @@ func startCloud(t *testing.T) *cloud {
 // env is what makes Ansible, its modules and its inventory talk to this cloud, with an access key.
 func (c *cloud) env(accessKey string) environ {
 	return environ{"AWS_URL=" + c.endpoint, "AWS_ENDPOINT_URL=" + c.endpoint, "AWS_ACCESS_KEY_ID=" + accessKey,
-		"AWS_SECRET_ACCESS_KEY=no-secret-but-long-enough-to-be-one-000", "SSL_CERT_FILE=" + c.checkip}
+		"AWS_SECRET_ACCESS_KEY=no-secret-but-long-enough-to-be-one-000"}
 }
 
 // ansible runs a playbook against the cloud, as the operator.
@@ -139,14 +144,14 @@ func (c *cloud) startCheckip(t *testing.T) {
 	t.Helper()
 	const name = "checkip.amazonaws.com"
 	certificate, authority := selfSigned(t, name)
-	c.checkip = filepath.Join(shared(), "checkip.pem")
-	require.NoError(t, os.WriteFile(c.checkip, authority, 0o600))
+	file := filepath.Join(shared(), "checkip.pem")
+	require.NoError(t, os.WriteFile(file, authority, 0o600))
 	listener, err := tls.Listen("tcp", net.JoinHostPort(c.network.addr(1), "443"), &tls.Config{Certificates: []tls.Certificate{certificate}})
 	require.NoError(t, err)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, c.from.Load()) })}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
-	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+name+" >> /etc/hosts")
+	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+name+" >> /etc/hosts; cp "+file+" /usr/local/share/ca-certificates/checkip.crt && update-ca-certificates")
 	require.NoError(t, err)
 }
 
@@ -283,12 +288,13 @@ func (c *cloud) boot(t *testing.T) error {
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
 			// host-init writes /etc/hosts, then becomes systemd.
 			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata)
-			if err = errors.Join(err, c.bucket.introduce(h)); err != nil {
+			if err = errors.Join(err, c.bucket.introduce(h), c.acme.introduce(h)); err != nil {
 				return err
 			}
 			c.mu.Lock()
 			c.hosts[i.ID] = h
 			c.mu.Unlock()
+			c.led = "" // this host does not know it yet
 		case h != nil && i.State == "terminated":
 			docker("rm", "-f", "-v", h.container)
 			c.mu.Lock()

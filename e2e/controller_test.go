@@ -35,7 +35,8 @@ func controllerName() string { return "footfall-e2e-" + pid + "-controller" }
 // read-only, and the shared folder under their own paths.
 var controller = sync.OnceValues(func() (string, error) {
 	_, err := docker("run", "--detach", "--init", "--name", controllerName(), "--hostname", "controller", "--label", label+"="+pid,
-		"--cap-add", "NET_ADMIN", "--volume", repoDir()+":"+repoDir()+":ro", "--volume", shared()+":"+shared(),
+		"--cap-add", "NET_ADMIN", "--dns-opt", "timeout:1", "--dns-opt", "attempts:1", // it has no way to a resolver
+		"--volume", repoDir()+":"+repoDir()+":ro", "--volume", shared()+":"+shared(),
 		"--volume", engineSocket()+":/var/run/docker.sock", "--workdir", repoDir(), controllerImage)
 	if err == nil {
 		err = isolateController()

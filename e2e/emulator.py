@@ -3,11 +3,11 @@
 Arguments are moto_server's. Each request that carries a key becomes a line of requests.json: who asked what, and the tags
 and owners of the resources that it names, as they are when it comes. Policies are judged by this.
 """
-import io, json, re, threading
+import io, json, random, re, threading
 
 import moto.server
 from moto.ec2 import ec2_backends
-from moto.ec2.models import iam_instance_profile, security_groups
+from moto.ec2.models import elastic_ip_addresses, iam_instance_profile, security_groups
 from moto.ec2.responses import instances
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE
 from werkzeug.serving import run_simple
@@ -58,6 +58,9 @@ def revoke(self, group_name_or_id, ip_protocol, from_port, to_port, ip_ranges, s
 
 
 security_groups.SecurityGroupBackend.revoke_security_group_ingress = revoke
+
+# An elastic address can be reached: moto's are loopback. This range is nobody's (RFC 5737).
+elastic_ip_addresses.random_ip = lambda: f"203.0.113.{random.randint(128, 254)}"
 
 # DescribeTags calls an address what EC2 calls it.
 EC2_PREFIX_TO_RESOURCE["eipalloc"] = "elastic-ip"

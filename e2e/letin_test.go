@@ -84,19 +84,8 @@ func (c *cloud) runsFromAnywhere(t *testing.T, settings []string) {
 		are("the colleague's rule is left", map[string]string{})
 	}
 
-	// make status has no playbook. The inventory's address of the host is moto's, and a stranger's.
-	operator, err := key()
-	require.NoError(t, err)
-	inventory := filepath.Join(shared(), "private.ini")
-	require.NoError(t, os.WriteFile(inventory, []byte("footfall-1 ansible_host="+c.instances(t)["footfall-1"].IP+"\n"), 0o600))
-	inController := func(accessKey, script string) (string, error) {
-		command := []string{"exec", "--workdir", filepath.Join(repoDir(), "ansible"), "--env", "ANSIBLE_PRIVATE_KEY_FILE=" + operator,
-			"--env", "ANSIBLE_INVENTORY=inventory/aws_ec2.yml," + inventory}
-		for _, e := range c.env(accessKey) {
-			command = append(command, "--env", e)
-		}
-		return docker(append(command, controllerName(), "sh", "-c", script)...)
-	}
+	// make status has no playbook.
+	inController := func(accessKey, script string) (string, error) { return c.inController(t, accessKey, script) }
 	rules := during(func() {
 		out, err := inController(deployID, "../delivery/fleet.py status")
 		assert.Contains(t, out, "footfall-1", "%v", err)
@@ -157,6 +146,22 @@ func (c *cloud) runsFromAnywhere(t *testing.T, settings []string) {
 	are("one of ssh_cidrs needs no rule", map[string]string{})
 	_, err = inController(deployID, `for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline | grep "^python3 tasks/let-in" && exit 1; done; true`)
 	assert.NoError(t, err, "nothing stays behind")
+}
+
+// inController runs a script in ansible/ as make does, with an access key. The inventory's address of the first host is moto's,
+// which leads nowhere for SSH.
+func (c *cloud) inController(t *testing.T, accessKey, script string) (string, error) {
+	t.Helper()
+	operator, err := key()
+	require.NoError(t, err)
+	inventory := filepath.Join(shared(), "private.ini")
+	require.NoError(t, os.WriteFile(inventory, []byte("footfall-1 ansible_host="+c.instances(t)["footfall-1"].IP+"\n"), 0o600))
+	command := []string{"exec", "--workdir", filepath.Join(repoDir(), "ansible"), "--env", "ANSIBLE_PRIVATE_KEY_FILE=" + operator,
+		"--env", "ANSIBLE_INVENTORY=inventory/aws_ec2.yml," + inventory}
+	for _, e := range c.env(accessKey) {
+		command = append(command, "--env", e)
+	}
+	return docker(append(command, controllerName(), "sh", "-c", script)...)
 }
 
 // group is the id of a security group.

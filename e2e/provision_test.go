@@ -43,7 +43,7 @@ func TestProvision(t *testing.T) {
 		"-e", "monitoring=false"} // TestService has it
 	site := func(t *testing.T, args ...string) play {
 		t.Helper()
-		p := run(t, slices.Concat(args, settings)...)
+		p := run(t, slices.Concat(settings, args)...)
 		s.hosts = nil
 		for _, name := range slices.Sorted(maps.Keys(c.instances(t))) {
 			s.hosts = append(s.hosts, c.host(t, name))
@@ -67,6 +67,17 @@ func TestProvision(t *testing.T) {
 		s.recount(t)
 	}
 
+	// One command to a page with a name, watched over: everything that site.yml does but what a test alone has.
+	named := []string{"-e", "monitoring=true", "-e", "domain=" + cloudDomain, "-e", "dns_zone=" + cloudZone, "-e", "acme_email=ops@example.org",
+		"-e", "acme_server=https://" + c.acme.ip + ":14000/dir", "-e", "acme_ca_bundle=/etc/ssl/acme-api.pem"}
+	// browse opens the page by its name and the elastic address, as a visitor who trusts the authority.
+	browse := func(t *testing.T) string {
+		t.Helper()
+		page, err := c.inController(t, "", "curl --silent --show-error --fail --location http://"+cloudDomain+"/")
+		require.NoError(t, err)
+		return page
+	}
+
 	ok := t.Run("a stranger's image is refused", func(t *testing.T) {
 		c.putParameter(t, "/e2e/foreign", foreignImage)
 		p := c.ansible(t, "site.yml", "--tags", "fleet", "-e", "ami_parameter=/e2e/foreign")
@@ -86,8 +97,9 @@ func TestProvision(t *testing.T) {
 		assert.Empty(t, c.instances(t))
 	})
 	ok = ok && t.Run("from nothing", func(t *testing.T) {
-		p := site(t)
-		record("site.yml: an empty account to a counting page", 0, 0, p.Took, "changed=%d", p.Changed)
+		p := site(t, named...)
+		record("site.yml: an empty account to trusted HTTPS", 0, 0, p.Took, "changed=%d", p.Changed)
+		assert.Empty(t, regexp.MustCompile(`no HTTPS yet(?s:.{0,900})|...ignoring`).FindString(p.Output), "the controller sees the record, the authority the page")
 		require.Len(t, c.instances(t), 1)
 		first = c.instances(t)["footfall-1"]
 		assert.Equal(t, newImage, first.Image, "Debian's newest, not the stranger's")
@@ -99,17 +111,28 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, volume{data[0].ID, true, "gp3", first.ID, true}, data[0])
 		assert.ErrorContains(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil), "may not be terminated")
 		assert.Equal(t, "ext4", s.edge().must(t, "findmnt --noheadings --output FSTYPE /srv/footfall"), "the data volume")
-		assert.Contains(t, s.visit(t), "You have visited this page")
+		assert.Contains(t, browse(t), "You have visited this page")
 		assert.Contains(t, s.edge().must(t, "runuser -u postgres -- pgbackrest --stanza=footfall info"), "status: ok")
 		assert.Contains(t, s.edge().must(t, "cat /etc/pgbackrest.conf"), "repo1-s3-key-type=auto")
 	})
 	c.putParameter(t, "/e2e/debian", oldImage)
 	older := []string{"-e", "ami_parameter=/e2e/debian"} // another image makes no second host
 	ok = ok && t.Run("again, and with --check", func(t *testing.T) {
-		again(t, site(t, older...))
+		again(t, site(t, append(older, named...)...))
 		again(t, machines(t, append(older, "--check", "--diff")...))
+		browse(t)
+	})
+	ok = ok && t.Run("status", func(t *testing.T) {
+		out, err := c.inController(t, operatorID, "../delivery/fleet.py status")
+		assert.NoError(t, err, "red: %s", out)
+		assert.Regexp(t, `(?m)^footfall-1 +(blue|green) +`+s.version+` +yes +\d+[smh] +\S+ +89d +\d+% +\d+[smh] +- *$`, out)
 	})
 	ok = ok && t.Run("the record of the name", func(t *testing.T) { testRecord(t, c, machines) })
+	ok = ok && t.Run("the name taken away", func(t *testing.T) {
+		site(t, older...)
+		assert.Contains(t, s.visit(t), "You have visited this page", "by the address, without HTTPS")
+		assert.Equal(t, "inactive", s.edge().must(t, "systemctl is-active footfall-certificate.timer footfall-certificate.service | uniq"), "it would switch HTTPS on again")
+	})
 	three := append(older, "-e", "node_count=3")
 	ok = ok && t.Run("three hosts", func(t *testing.T) {
 		siteUnderLoad(t, "from one host to three, under load", three...)
@@ -230,14 +253,14 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, 1, p.Failed)
 		assert.Len(t, c.instances(t), 1)
 
-		p = c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "domain=count.example.org", "-e", "dns_zone=example.org")
+		p = c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "domain="+cloudDomain, "-e", "dns_zone="+cloudZone)
 		p.require(t)
 		assert.Regexp(t, `Remove the record of count.example.org\] \*+\n(.*\n)?changed`, p.Output)
 		record("destroy", 0, 0, p.Took, "changed=%d, the data volume stays", p.Changed)
 		assert.Empty(t, c.instances(t))
 		assert.Empty(t, c.address(t))
 		assert.Len(t, c.volumes(t, "footfall-data"), 1)
-		p = c.ansible(t, "destroy.yml", "-e", "project=footfall")
+		p = c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "domain=count.example.net", "-e", "dns_zone=example.net") // there is no such zone
 		p.require(t)
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
 

@@ -25,7 +25,8 @@ import (
 // certificate of an ACME authority (pebble) and switches redirect, HSTS and port 443 on. Then its renewal.
 func testTLS(t *testing.T, s *service) {
 	const domain = "count.example.org"
-	ca := startACME(t, s)
+	ca := startACME(t, s.network, s.network.addr(5))
+	require.NoError(t, ca.introduce(s.edge()))
 	site := func(wantChanged bool) play {
 		t.Helper()
 		p := s.play(t, "site.yml", "--tags", "web,monitoring,verify", "-e", "domain="+domain, "-e", "acme_email=ops@example.org",
@@ -102,7 +103,7 @@ func testTLS(t *testing.T, s *service) {
 	assert.Contains(t, s.edge().must(t, "journalctl -u footfall-certificate -o cat"), "could not resolve URL", "the authority's reason")
 
 	// The record is everywhere: the timer gets the certificate while visitors come.
-	ca.point(t, domain, s.edge().ip)
+	require.NoError(t, ca.point(domain, s.edge().ip))
 	s.edge().must(t, "touch -d '-1 day' "+wait)
 	begin, schemes := time.Now(), map[string]int{}
 	visitor := client(tls.VersionTLS13)
@@ -172,10 +173,18 @@ func testTLS(t *testing.T, s *service) {
 	assert.NotZero(t, answers[http.StatusTooManyRequests], "%v", answers)
 }
 
-// An acme is a certificate authority in the service's network.
+// An acme is a certificate authority in a network.
 type acme struct {
 	ip, container string
 	roots         *x509.CertPool
+	api, root     []byte // PEM: who it is to certbot, and who signs its certificates
+}
+
+// introduce makes a host trust it: certbot, and the monitoring, which asks the page as a visitor does.
+func (a acme) introduce(h *host) error {
+	_, err := h.sh("cat > /etc/ssl/acme-api.pem <<'PEM'\n" + string(a.api) + "PEM\n" +
+		"cat > /usr/local/share/ca-certificates/acme.crt <<'PEM'\n" + string(a.root) + "PEM\nupdate-ca-certificates")
+	return err
 }
 
 // orders is how often the authority was asked for a certificate.
@@ -186,17 +195,20 @@ func (a acme) orders(t *testing.T) int {
 	return strings.Count(string(log), "POST /order-plz")
 }
 
-// point makes an A record that the authority sees.
-func (a acme) point(t *testing.T, name, ip string) {
-	t.Helper()
-	_, err := docker("exec", a.container, "curl", "-sSf", "-d", fmt.Sprintf(`{"host": %q, "addresses": [%q]}`, name, ip), "http://127.0.0.1:8055/add-a")
-	require.NoError(t, err)
+// point makes the A record of a name as the authority sees it, or for "" takes it away.
+func (a acme) point(name, ip string) error {
+	command := []string{"exec", a.container, "curl", "-sSf", "-d", fmt.Sprintf(`{"host": %q}`, name), "http://127.0.0.1:8055/clear-a"}
+	if ip != "" {
+		command = append(command, "--next", "-sSf", "-d", fmt.Sprintf(`{"host": %q, "addresses": [%q]}`, name, ip), "http://127.0.0.1:8055/add-a")
+	}
+	_, err := docker(command...)
+	return err
 }
 
-// startACME starts an authority that knows no name yet, and makes edge and controller trust it.
-func startACME(t *testing.T, s *service) acme {
+// startACME starts an authority that knows no name yet at an address of the network, and makes the controller trust it.
+func startACME(t *testing.T, n network, ip string) acme {
 	t.Helper()
-	a := acme{ip: s.network.addr(5), container: "footfall-e2e-" + pid + "-acme", roots: x509.NewCertPool()}
+	a := acme{ip: ip, container: "footfall-e2e-" + pid + "-acme", roots: x509.NewCertPool()}
 	dir := filepath.Join(shared(), "acme")
 	require.NoError(t, os.MkdirAll(dir, 0o755))
 	_, err := sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=acme",
@@ -206,9 +218,9 @@ func startACME(t *testing.T, s *service) acme {
 		"listenAddress": "0.0.0.0:14000", "managementListenAddress": "0.0.0.0:15000", "certificate": %q, "privateKey": %q,
 		"httpPort": 80, "tlsPort": 443, "certificateValidityPeriod": %d}}`,
 		filepath.Join(dir, "api.pem"), filepath.Join(dir, "key.pem"), 90*24*3600), 0o644))
-	_, err = docker("run", "--detach", "--init", "--name", a.container, "--label", label+"="+pid, "--network", s.network.name, "--ip", a.ip,
+	_, err = docker("run", "--detach", "--init", "--name", a.container, "--label", label+"="+pid, "--network", n.name, "--ip", a.ip, "--cap-add", "NET_ADMIN",
 		"--volume", dir+":"+dir+":ro", "--env", "PEBBLE_VA_NOSLEEP=1", controllerImage, "sh", "-c",
-		"pebble-challtestsrv -defaultIPv4 '' -defaultIPv6 '' -http01 '' -https01 '' -tlsalpn01 '' -doh '' & exec pebble -config "+dir+"/pebble.json -dnsserver 127.0.0.1:8053")
+		"ip route del default; pebble-challtestsrv -defaultIPv4 '' -defaultIPv6 '' -http01 '' -https01 '' -tlsalpn01 '' -doh '' & exec pebble -config "+dir+"/pebble.json -dnsserver 127.0.0.1:8053")
 	require.NoError(t, err)
 	t.Cleanup(func() { docker("rm", "-f", "-v", a.container) })
 
@@ -220,15 +232,12 @@ func startACME(t *testing.T, s *service) acme {
 		}
 		return err
 	})
-	pem, err := os.ReadFile(root)
+	a.root, err = os.ReadFile(root)
 	require.NoError(t, err)
-	require.True(t, a.roots.AppendCertsFromPEM(pem))
+	require.True(t, a.roots.AppendCertsFromPEM(a.root))
+	a.api, err = os.ReadFile(filepath.Join(dir, "api.pem"))
+	require.NoError(t, err)
 	_, err = docker("exec", controllerName(), "sh", "-c", "cp "+root+" /usr/local/share/ca-certificates/acme.crt && update-ca-certificates")
 	require.NoError(t, err)
-	api, err := os.ReadFile(filepath.Join(dir, "api.pem"))
-	require.NoError(t, err)
-	// The second is for the monitoring, which asks the page as a visitor does.
-	s.edge().must(t, "cat > /etc/ssl/acme-api.pem <<'PEM'\n"+string(api)+"PEM")
-	s.edge().must(t, "cat > /usr/local/share/ca-certificates/acme.crt <<'PEM'\n"+string(pem)+"PEM\nupdate-ca-certificates")
 	return a
 }
