@@ -145,7 +145,7 @@ ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres as
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh .github/workflows/deploy.yml e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go e2e/workflow_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
 ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres ansible/library e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
-ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go
+ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres ansible/roles/web e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go e2e/dns_test.go e2e/tls_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml
 
@@ -154,7 +154,7 @@ e2e: ## real hosts, containers, deployments and a browser; as root, about an hou
 	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestVM$$|^TestService$$/^Speed$$') ./e2e
 
 .PHONY: e2e-vm
-e2e-vm: ## the deployment in a virtual machine with a kernel of its own; as root, one to two hours
+e2e-vm: ## the deployment in a virtual machine with a kernel of its own; as root, half an hour to an hour
 	$(SUDO) go test -tags e2e -count=1 -timeout 170m -v -run '^TestVM$$' ./e2e
 
 .PHONY: e2e-changed
