@@ -125,13 +125,33 @@ func TestProvision(t *testing.T) {
 	ok = ok && t.Run("status", func(t *testing.T) {
 		out, err := c.inController(t, operatorID, "../delivery/fleet.py status")
 		assert.NoError(t, err, "red: %s", out)
-		assert.Regexp(t, `(?m)^footfall-1 +(blue|green) +`+s.version+` +yes +\d+[smh] +\S+ +89d +\d+% +\d+[smh] +- *$`, out)
+		assert.Regexp(t, `(?m)^footfall-1 +(blue|green) +`+s.version+` +yes +\d+[smh] +\S+ +44d +\d+% +\d+[smh] +- *$`, out)
 	})
 	ok = ok && t.Run("the record of the name", func(t *testing.T) { testRecord(t, c, machines) })
+	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
+		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
+		const totals = "SELECT visits, visitors FROM totals"
+		before, address, data := s.sql(t, totals), c.address(t), c.volumes(t, "footfall-data")[0]
+		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
+		p := site(t, slices.Concat(older, named, []string{"-e", "aws_zone=c"})...) // its volume's zone comes first
+		record("the first host lost, made again, with its certificate", 0, 0, p.Took, "same address, same data volume, lost 0")
+		second := c.instances(t)["footfall-1"]
+		assert.NotEqual(t, first.ID, second.ID)
+		assert.Equal(t, address, second.Public)
+		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
+		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
+		assert.Equal(t, before, s.sql(t, totals))
+		s.recount(t)
+		assert.Contains(t, browse(t), "You have visited this page")
+		first = second
+	})
 	ok = ok && t.Run("the name taken away", func(t *testing.T) {
 		site(t, older...)
 		assert.Contains(t, s.visit(t), "You have visited this page", "by the address, without HTTPS")
 		assert.Equal(t, "inactive", s.edge().must(t, "systemctl is-active footfall-certificate.timer footfall-certificate.service | uniq"), "it would switch HTTPS on again")
+		out, err := c.inController(t, operatorID, "../delivery/fleet.py status")
+		assert.NoError(t, err, "red: %s", out)
+		assert.Regexp(t, `(?m)^footfall-1 +\S+ +\S+ +yes +\S+ +\S+ +- +\d+%`, out, "no certificate is served")
 	})
 	three := append(older, "-e", "node_count=3")
 	ok = ok && t.Run("three hosts", func(t *testing.T) {
@@ -192,20 +212,6 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
 	})
 	ok = ok && t.Run("a run from anywhere", func(t *testing.T) { c.runsFromAnywhere(t, settings) })
-	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
-		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
-		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
-		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
-		p := site(t, "-e", "aws_zone=c") // its volume's zone comes first
-		record("the first host lost, made again", 0, 0, p.Took, "same address, same data volume, lost 0")
-		second := c.instances(t)["footfall-1"]
-		assert.NotEqual(t, first.ID, second.ID)
-		assert.Equal(t, address, second.Public)
-		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
-		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
-		assert.Equal(t, before, s.totals(t))
-		s.recount(t)
-	})
 	ok = ok && t.Run("another machine for the first host", func(t *testing.T) {
 		before, address, data := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
 		old := c.instances(t)["footfall-1"]
