@@ -30,6 +30,25 @@ func testBackups(t *testing.T, s *service) {
 		s.edge().must(t, "! test -e /srv/footfall/drill && grep last_success /var/lib/prometheus/node-exporter/footfall-drill.prom")
 	})
 
+	t.Run("dump", func(t *testing.T) {
+		const dumps = "ls /srv/footfall/repository/dump"
+		s.edge().must(t, `cd / && runuser -u postgres -- createdb e2e_dump && cat /srv/footfall/repository/dump/* | runuser -u postgres -- pg_restore --no-owner --exit-on-error --dbname=e2e_dump
+			footfall-db verify e2e_dump && runuser -u postgres -- dropdb e2e_dump`)
+		before := s.edge().must(t, dumps)
+
+		// One that is cut off on its way, though every program says that it succeeded.
+		s.edge().must(t, `printf '#!/bin/sh\n/usr/bin/pg_dump "$@" | head -c -100\n' > /usr/local/bin/pg_dump && chmod 755 /usr/local/bin/pg_dump
+			sed -i '/^footfall_dump_last_success/s/ .*/ 0/' /var/lib/prometheus/node-exporter/footfall-backup.prom
+			! systemctl start footfall-backup.service`)
+		assert.Equal(t, before, s.edge().must(t, dumps))
+		assert.Contains(t, s.edge().must(t, metrics), "footfall_dump_last_success_timestamp_seconds 0")
+		assert.Contains(t, s.edge().must(t, "journalctl -u footfall-backup -o cat -n 20"), "is not whole, and is removed")
+
+		s.edge().must(t, "rm /usr/local/bin/pg_dump && systemctl start footfall-backup.service")
+		assert.NotContains(t, s.edge().must(t, metrics), "footfall_dump_last_success_timestamp_seconds 0")
+		assert.Contains(t, s.edge().must(t, dumps), before+"\n")
+	})
+
 	t.Run("a failing backup is visible", func(t *testing.T) {
 		s.edge().must(t, "chmod 0 /srv/footfall/repository && ! systemctl start footfall-backup.service")
 		defer s.edge().must(t, "chmod 700 /srv/footfall/repository && systemctl start footfall-backup.service")
