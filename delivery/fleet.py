@@ -13,7 +13,7 @@ if it is there, else what ansible.cfg says.
 """
 import base64, datetime, json, os, re, shlex, subprocess, sys, threading
 
-RED_DAYS, RED_PERCENT, RED_BACKUP, RED_DRILL = 21, 90, 26 * 3600, 8 * 86400  # as ansible/roles/monitoring/files/alerts.yml
+RED_DAYS, RED_PERCENT, RED_BACKUP, RED_DRILL = 10, 90, 26 * 3600, 8 * 86400  # as ansible/roles/monitoring/files/alerts.yml
 
 
 def hosts():

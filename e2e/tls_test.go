@@ -144,7 +144,7 @@ func testTLS(t *testing.T, s *service) {
 	assert.NotContains(t, p.Output, "make an A record")
 	serial := get("https://" + domain + "/").TLS.PeerCertificates[0].SerialNumber
 
-	// The certificate has 90 days left. Called due from 100 days on, it is renewed by the unit.
+	// The certificate has 45 days left. Called due from 100 days on, it is renewed by the unit.
 	s.edge().must(t, "rm "+wait+"; sed -i '1i renew_before_expiry = 100 days' /etc/letsencrypt/renewal/"+domain+".conf")
 	begin = time.Now()
 	s.edge().must(t, "systemctl start footfall-certificate")
@@ -217,7 +217,7 @@ func startACME(t *testing.T, n network, ip string) acme {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "pebble.json"), fmt.Appendf(nil, `{"pebble": {
 		"listenAddress": "0.0.0.0:14000", "managementListenAddress": "0.0.0.0:15000", "certificate": %q, "privateKey": %q,
 		"httpPort": 80, "tlsPort": 443, "certificateValidityPeriod": %d}}`,
-		filepath.Join(dir, "api.pem"), filepath.Join(dir, "key.pem"), 90*24*3600), 0o644))
+		filepath.Join(dir, "api.pem"), filepath.Join(dir, "key.pem"), 45*24*3600), 0o644))
 	_, err = docker("run", "--detach", "--init", "--name", a.container, "--label", label+"="+pid, "--network", n.name, "--ip", a.ip, "--cap-add", "NET_ADMIN",
 		"--volume", dir+":"+dir+":ro", "--env", "PEBBLE_VA_NOSLEEP=1", controllerImage, "sh", "-c",
 		"ip route del default; pebble-challtestsrv -defaultIPv4 '' -defaultIPv6 '' -http01 '' -https01 '' -tlsalpn01 '' -doh '' & exec pebble -config "+dir+"/pebble.json -dnsserver 127.0.0.1:8053")
