@@ -177,6 +177,10 @@ func (r request) needs() ([]need, error) {
 			on = "arn:aws:iam::" + account + ":instance-profile/" + profile
 		}
 		all := []need{{"iam:" + action, []target{{arn: on}}}}
+		// Tags at the creation are another right (IAM user guide, "Tag IAM roles"); here an empty list of them is taken for some.
+		if what, made := strings.CutPrefix(action, "Create"); made && strings.Contains(r.Body, "&Tags") {
+			all = append(all, need{"iam:Tag" + what, []target{{arn: on}}})
+		}
 		if action == "AddRoleToInstanceProfile" {
 			all = append(all, need{"iam:PassRole", []target{{arn: role}}})
 		}
@@ -396,6 +400,15 @@ func TestPolicies(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("a role that is made with tags", func(t *testing.T) {
+		needs, err := request{Service: "iam", Body: "Action=CreateRole&RoleName=footfall-backup&Tags.member.1.Key=project"}.needs()
+		require.NoError(t, err)
+		require.Len(t, needs, 2)
+		assert.True(t, policies["provision"].allows(needs[0]))
+		assert.Equal(t, need{"iam:TagRole", needs[0].targets}, needs[1])
+		assert.False(t, policies["provision"].allows(needs[1]))
+	})
 
 	t.Run("GitHub", func(t *testing.T) {
 		trust := readPolicy(t, "files/github-trust.json")
