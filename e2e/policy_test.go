@@ -54,6 +54,8 @@ func readPolicy(t *testing.T, file string) policy {
 	decoder := json.NewDecoder(strings.NewReader(strings.ReplaceAll(string(text), "{{ fleet_bucket }}", fleetBucket)))
 	require.NoError(t, decoder.Decode(&document))
 	require.NotEmpty(t, document.Statement)
+	// Of a managed policy, without white space (IAM user guide, "IAM and AWS STS quotas").
+	require.LessOrEqual(t, len(strings.Join(strings.Fields(string(text)), "")), 6144)
 	ids := map[string]bool{}
 	for _, s := range document.Statement {
 		require.False(t, s.Sid != "" && ids[s.Sid], "%s has two statements %s: IAM wants each once", file, s.Sid)
@@ -416,7 +418,8 @@ func TestPolicies(t *testing.T) {
 		assert.Equal(t, some{"sts:AssumeRoleWithWebIdentity"}, trust[0].Action)
 		assert.Equal(t, map[string]map[string]some{"StringEquals": {
 			"token.actions.githubusercontent.com:aud": {"sts.amazonaws.com"},
-			"token.actions.githubusercontent.com:sub": {"repo:OWNER/REPOSITORY:environment:production", "repo:OWNER/REPOSITORY:environment:drill"},
+			"token.actions.githubusercontent.com:sub": {"repo:OWNER@OWNER_ID/REPOSITORY@REPOSITORY_ID:environment:production",
+				"repo:OWNER@OWNER_ID/REPOSITORY@REPOSITORY_ID:environment:drill"},
 		}}, trust[0].Condition)
 	})
 }
