@@ -32,7 +32,7 @@ func main() {
 // check returns a sentence for each rule that the repository at root breaks, or an error if it cannot be read.
 func check(root string) ([]string, error) {
 	var broken []string
-	for _, rule := range []func(string) ([]string, error){version, versions, migrations, workflows, dockerfile} {
+	for _, rule := range []func(string) ([]string, error){version, versions, migrations, collections, workflows, dockerfile} {
 		found, err := rule(root)
 		if err != nil {
 			return nil, err
@@ -151,6 +151,30 @@ func git(root string, args ...string) (string, error) {
 		return "", fmt.Errorf("git %s in %s: %w", strings.Join(args, " "), root, err)
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+var module = regexp.MustCompile(`(?m)^\s+(?:- )?([a-z]+\.[a-z]+)\.[a-z0-9_]+:`)
+
+// collections: what playbooks use and ansible-core does not have is in requirements.yml, for controllers without Debian's ansible.
+func collections(root string) ([]string, error) {
+	required, err := os.ReadFile(filepath.Join(root, "ansible/requirements.yml"))
+	if err != nil {
+		return nil, err
+	}
+	var broken []string
+	err = filepath.WalkDir(filepath.Join(root, "ansible"), func(path string, _ os.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".yml" {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range module.FindAllStringSubmatch(string(text), -1) {
+			if m[1] != "ansible.builtin" && !strings.Contains(string(required), "name: "+m[1]+"\n") {
+				broken = append(broken, fmt.Sprintf("%s uses %s, which ansible/requirements.yml does not name: add it", strings.TrimPrefix(path, root+"/"), m[1]))
+			}
+		}
+		return err
+	})
+	return broken, err
 }
 
 var (

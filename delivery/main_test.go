@@ -43,6 +43,8 @@ func TestBrokenRules(t *testing.T) {
 		"PostgreSQL's version elsewhere":       {"ansible/tasks/check_settings.yml", "postgres_version | int >= 15", "true", "does not name the oldest PostgreSQL"},
 		"certificate that is red before it alerts": {"delivery/fleet.py", "RED_DRILL = 10,", "RED_DRILL = 21,",
 			"delivery/fleet.py says that the fewest days that a certificate may have left is 21, and ansible/roles/monitoring/files/alerts.yml that it is 10"},
+		"collection that nobody installs": {"ansible/requirements.yml", "community.aws", "community.other",
+			"ansible/roles/fleet/tasks/bucket.yml uses community.aws, which ansible/requirements.yml does not name"},
 		"edited migration": {migration, "text", "bytea", "sql/0001_first.sql was edited after v1.2.3 released it: " +
 			"take it back with git checkout v1.2.3 -- sql/0001_first.sql, and write what you want as a new file with the next number"},
 		"missing target":    {ci, "make lint", "make tidy", "calls make tidy, which the Makefile does not have: name one of its targets or add this one"},
@@ -145,7 +147,8 @@ func release(t *testing.T, files map[string]string) string {
 	root := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(root, ".github"), os.DirFS("../.github")))
 	for _, name := range []string{"Makefile", "Dockerfile", "README.md", "go.mod", "compose.yaml", "ansible/tasks/check_settings.yml",
-		"ansible/group_vars/all.yml", "ansible/roles/monitoring/files/alerts.yml", "ansible/MONITORING.md", "delivery/fleet.py", "e2e/images/postgres/Dockerfile"} {
+		"ansible/group_vars/all.yml", "ansible/roles/monitoring/files/alerts.yml", "ansible/MONITORING.md", "delivery/fleet.py", "e2e/images/postgres/Dockerfile",
+		"ansible/requirements.yml", "ansible/roles/fleet/tasks/bucket.yml"} {
 		text, err := os.ReadFile(filepath.Join("..", name))
 		require.NoError(t, err)
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
