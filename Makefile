@@ -150,8 +150,8 @@ ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library
 ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml
 
 .PHONY: e2e
-e2e: ## real hosts, containers, deployments and a browser; as root, about an hour; PART=deploy for one part
-	$(SUDO) go test -tags e2e -count=1 -timeout 75m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestVM$$|^TestService$$/^Speed$$') ./e2e
+e2e: ## real hosts, containers, deployments and a browser; as root, 80 minutes on two cores; PART=deploy for one part
+	$(SUDO) go test -tags e2e -count=1 -timeout 110m -v $(if $(PART),-run '$(E2E_$(PART))',-skip '^TestVM$$|^TestService$$/^Speed$$') ./e2e
 
 .PHONY: e2e-vm
 e2e-vm: ## the deployment in a virtual machine with a kernel of its own; as root, half an hour to an hour
