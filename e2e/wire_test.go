@@ -77,7 +77,20 @@ func testWire(t *testing.T, s *service) {
 	})
 
 	t.Run("made again before its end", func(t *testing.T) {
+		visited := func() {
+			t.Helper()
+			before := peer.must(t, "wc -l < /var/log/nginx/access.log")
+			eventually(t, 30*time.Second, "the edge sends the host visits", func() error {
+				s.visit(t)
+				if now := peer.must(t, "wc -l < /var/log/nginx/access.log"); now == before {
+					return fmt.Errorf("none yet")
+				}
+				return nil
+			})
+		}
 		peer.must(t, fmt.Sprintf(renew, 364))
+		s.edge().must(t, "cat >> /etc/footfall/group.pem <<'PEM'\n"+peer.must(t, "cat /etc/footfall/group.crt")+"\nPEM\nsystemctl reload nginx")
+		visited()
 		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
 		p := s.play(t, "site.yml", "--tags", "web")
 		r := l.finish()
@@ -87,13 +100,6 @@ func testWire(t *testing.T, s *service) {
 		assert.Zero(t, r.failedGETs(), "%s", r)
 		record("certificate of a host behind the edge made again, under load", r.Requests, r.Failed, p.Took, "failed GETs %d", r.failedGETs())
 		peer.must(t, "openssl x509 -noout -checkend 300000000 -in /etc/footfall/group.crt")
-		before := peer.must(t, "wc -l < /var/log/nginx/access.log")
-		eventually(t, 30*time.Second, "the edge sends the host visits", func() error {
-			s.visit(t)
-			if now := peer.must(t, "wc -l < /var/log/nginx/access.log"); now == before {
-				return fmt.Errorf("none yet")
-			}
-			return nil
-		})
+		visited()
 	})
 }
