@@ -33,7 +33,8 @@ elif docker version >/dev/null 2>&1; then
 	if [ -t 0 ]; then tty=--tty; fi
 	docker run --rm --init --env TINI_KILL_PROCESS_GROUP=1 --interactive $tty --network host --workdir "$PWD/ansible" --volume "$PWD:$PWD" --volume ~/.ssh:/ssh \
 		${SSH_AUTH_SOCK:+--volume "$SSH_AUTH_SOCK:$SSH_AUTH_SOCK" --env SSH_AUTH_SOCK} \
-		--env USER --env ANSIBLE_INVENTORY --env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN \
+		${ANSIBLE_VAULT_PASSWORD_FILE:+--volume "$ANSIBLE_VAULT_PASSWORD_FILE:$ANSIBLE_VAULT_PASSWORD_FILE:ro"} \
+		--env USER --env ANSIBLE_INVENTORY --env ANSIBLE_VAULT_PASSWORD_FILE --env ANSIBLE_ASK_VAULT_PASS --env AWS_REGION --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN \
 		--env REGISTRY_USER --env REGISTRY_PASSWORD footfall-controller \
 		sh -c 'ln -s /ssh ~/.ssh; trap : INT TERM; "$@"; status=$?
 			while grep -qs "tasks/let-i[n]" /proc/[0-9]*/cmdline; do sleep 0.2; done; exit $status' sh "$@"

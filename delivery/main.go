@@ -55,14 +55,14 @@ func versions(root string) ([]string, error) {
 			{"ansible/tasks/check_settings.yml", `postgres_version \| int >= (\d+)`},
 		}},
 		{"Debian's PostgreSQL", [][2]string{
-			{"ansible/group_vars/all.yml", `(?m)^postgres_version: "(\d+)"`},
+			{"ansible/group_vars/all/defaults.yml", `(?m)^postgres_version: "(\d+)"`},
 			{"compose.yaml", `image: postgres:(\d+)`},
 			{"e2e/images/postgres/Dockerfile", `postgresql-(\d+)`},
 		}},
 		{"the fewest days that a certificate may have left", [][2]string{
 			{"ansible/roles/monitoring/files/alerts.yml", `cert_expiry.* < (\d+) \* 86400`},
 			{"ansible/MONITORING.md", `Less than (\d+) days are left`},
-			{"ansible/group_vars/all.yml", `(?m)^verify_certificate_days: (\d+)`},
+			{"ansible/group_vars/all/defaults.yml", `(?m)^verify_certificate_days: (\d+)`},
 			{"delivery/fleet.py", `RED_DAYS, .* = (\d+),`},
 		}},
 		{"Go", [][2]string{
