@@ -64,7 +64,14 @@ func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	defer conn.Close()
-	if err = do(conn); err != nil {
+	s.warned.Store(nil)
+	err = do(conn)
+	if warning := s.warned.Load(); err == nil && warning != nil {
+		// Such as 01000, that the wait for a synchronous standby was canceled: the
+		// answer is that of a commit, which only this server has.
+		err = fmt.Errorf("not confirmed: %s", warning.Message)
+	}
+	if err != nil {
 		conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 	return err

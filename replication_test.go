@@ -110,33 +110,38 @@ func TestFailover(t *testing.T) {
 }
 
 // A backend that is terminated while it waits for the standby has committed on
-// the primary alone. Its batch is not confirmed before the standby has it.
+// the primary alone; one that is canceled says so by a warning and answers as if
+// all were well. Their batch is not confirmed before the standby has it.
 func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
-	primary := newCluster(t)
-	s := openTestStore(t, primary.url("footfall"))
-	prepared(t, s)
-	standby := newSyncStandby(t, primary)
-	r := newTestRecorder(t, s)
-	numbersOf(t, hand(t, r, numbered(1)))
+	for _, end := range []string{"pg_terminate_backend", "pg_cancel_backend"} {
+		t.Run(end, func(t *testing.T) {
+			primary := newCluster(t)
+			s := openTestStore(t, primary.url("footfall"))
+			prepared(t, s)
+			standby := newSyncStandby(t, primary)
+			r := newTestRecorder(t, s)
+			numbersOf(t, hand(t, r, numbered(1)))
 
-	standby.end(t, syscall.SIGQUIT)
-	visits := hand(t, r, numbered(1), numbered(1))
-	waiting := func() (pid int) {
-		scan(t, s, &pid, `SELECT COALESCE(max(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
-		return pid
+			standby.end(t, syscall.SIGQUIT)
+			visits := hand(t, r, numbered(1), numbered(1))
+			waiting := func() (pid int) {
+				scan(t, s, &pid, `SELECT COALESCE(max(pid), 0) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+				return pid
+			}
+			var first int
+			eventually(t, "the batch waits for the standby", func() bool { first = waiting(); return first != 0 })
+			var ok bool
+			scan(t, s, &ok, `SELECT `+end+`($1)`, first)
+			eventually(t, "its next try waits as well", func() bool {
+				pid := waiting()
+				return pid != 0 && pid != first || isDone(visits[0])
+			})
+			require.False(t, isDone(visits[0]), "confirmed without the standby")
+			standby.begin(t)
+			assert.Equal(t, []int64{2, 3}, numbersOf(t, visits))
+			requireExactly(t, s, 3)
+		})
 	}
-	var first int
-	eventually(t, "the batch waits for the standby", func() bool { first = waiting(); return first != 0 })
-	var ok bool
-	scan(t, s, &ok, `SELECT pg_terminate_backend($1)`, first)
-	eventually(t, "its next try waits as well", func() bool {
-		pid := waiting()
-		return pid != 0 && pid != first || isDone(visits[0])
-	})
-	require.False(t, isDone(visits[0]), "confirmed without the standby")
-	standby.begin(t)
-	assert.Equal(t, []int64{2, 3}, numbersOf(t, visits))
-	requireExactly(t, s, 3)
 }
 
 // A limit, not a promise: a standby that is asynchronous may lack confirmed

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/stdlib"
 )
@@ -24,7 +26,8 @@ type store struct {
 	batches *sql.DB // one connection, the recorder's
 	probes  *sql.DB // one connection, of /readyz
 
-	past past // of the last batch
+	warned atomic.Pointer[pgconn.Notice] // the last warning on the connection of batches
+	past   past                          // of the last batch
 }
 
 const (
@@ -44,7 +47,15 @@ func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 		db.SetConnMaxLifetime(lifetime)
 		return db
 	}
-	return &store{reads: open(maxReads), batches: open(1), probes: open(1)}
+	s := &store{reads: open(maxReads), probes: open(1)}
+	cfg = cfg.Copy()
+	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" {
+			s.warned.Store(n)
+		}
+	}
+	s.batches = open(1)
+	return s
 }
 
 // pinIsolation keeps a default of the database or the role away: batches that
