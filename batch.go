@@ -12,8 +12,9 @@ import (
 )
 
 var (
-	// errWriterGone: the writer's row is not there; the batch was not applied.
-	errWriterGone = errors.New("this process's row in writers is gone")
+	// errWriterGone: the writer's row is not there. The batch was not applied,
+	// unless by an earlier try, before the row went.
+	errWriterGone = refuse("this process's row in writers is gone")
 	// errOutOfStep: the writer's row is at another batch than the one before.
 	errOutOfStep = refuse("this process's row in writers is at another batch")
 )

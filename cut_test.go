@@ -76,12 +76,12 @@ func (c *cutter) arm(how cut) {
 	c.armed = how
 }
 
-// hold has every answer withheld from now on, while requests pass: the program
-// learns nothing more of its database.
-func (c *cutter) hold() {
+// hold has every answer withheld, or passed on again, while requests pass: the
+// program learns nothing of its database.
+func (c *cutter) hold(answers bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.held = true
+	c.held = answers
 }
 
 func (c *cutter) isHeld() bool {

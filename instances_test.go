@@ -212,7 +212,7 @@ func TestRepeatedRequestIsASecondVisit(t *testing.T) {
 		require.Equal(t, want+1, number)
 	}
 
-	cutter.hold()
+	cutter.hold(true)
 	unanswered := make(chan error, 1)
 	go func() {
 		_, err := visitPage(client, first.url(), 1)

@@ -231,10 +231,11 @@ func (r *recorder) commit(b *batch) error {
 			}
 			return nil
 		}
+		first := !sent
 		sent = sent || !errors.Is(err, errNotSent)
 		switch {
-		case errors.Is(err, errWriterGone):
-			r.writer = 0
+		case errors.Is(err, errWriterGone) && first: // certainly not applied: try again under another
+			r.writer, sent = 0, false
 		case retryable(err) && ctx.Err() == nil: // try again
 		case sent:
 			r.writer = 0

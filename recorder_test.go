@@ -435,6 +435,31 @@ func TestWritersRowIsGone(t *testing.T) {
 	requireExactly(t, s, 2)
 }
 
+// The row of a batch whose answer was lost is gone: nothing tells whether the
+// batch was applied, so it is not sent again under another row.
+func TestWritersRowIsGoneAfterALostAnswer(t *testing.T) {
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	prepared(t, s)
+	cutter, through := newCutter(t, databaseURL)
+	r := newTestRecorder(t, openTestStore(t, through))
+	for range 2 { // until its statements are prepared
+		numbersOf(t, hand(t, r, numbered(1)))
+	}
+
+	cutter.hold(true)
+	v := hand(t, r, numbered(1))[0]
+	eventually(t, "the batch is committed", func() bool { return visitsOf(t, s, numbered(1)) == 3 })
+	execute(t, s.reads, `DELETE FROM writers`)
+	cutter.hold(false)
+	cutter.abandon()
+	<-v.done
+	require.ErrorIs(t, v.err, errWriterGone)
+	require.NotErrorIs(t, v.err, errNotCounted)
+	assert.Equal(t, []int64{4}, numbersOf(t, hand(t, r, numbered(1))))
+	requireExactly(t, s, 4)
+}
+
 // An older state of the database was put in place under a running process.
 func TestWriterIsOutOfStep(t *testing.T) {
 	s := newStore(t)
