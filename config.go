@@ -19,6 +19,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// usageError is a wrong command line or setting: exit status 2.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
 // config holds every setting. It comes from the environment alone.
 type config struct {
 	Database        *pgx.ConnConfig // from DATABASE_URL
