@@ -233,7 +233,7 @@ func TestMigrateCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := prepare(ctx, db, nil, slog.New(slog.DiscardHandler))
+		_, err := prepareDatabase(ctx, db, nil, slog.New(slog.DiscardHandler))
 		ended <- err
 	}()
 	eventually(t, "waits for the lock", func() bool {
@@ -249,7 +249,7 @@ func TestPrepareNewerDatabase(t *testing.T) {
 	s := newStore(t)
 	execute(t, s.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'future', 'x')`, len(ourMigrations())+1)
 	log, lines := newLog(t)
-	_, err := prepare(t.Context(), s.reads, nil, log)
+	_, err := prepareDatabase(t.Context(), s.reads, nil, log)
 	require.NoError(t, err)
 	assert.Equal(t, 1, strings.Count(lines.String(), "the database is newer than this program"))
 	assert.Contains(t, lines.String(), fmt.Sprintf(`"unknown_migrations":%d`, 1))

@@ -152,7 +152,7 @@ func prepared(t testing.TB, s *store) hasher {
 }
 
 func prepareWith(t testing.TB, s *store, key []byte) (hasher, error) {
-	return prepare(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
+	return prepareDatabase(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
 }
 
 // holdLock runs a statement that takes a lock, and keeps that until release is

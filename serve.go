@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +73,7 @@ func (s *server) prepare(ctx context.Context) error {
 	start := time.Now()
 	said := ""
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		h, err := prepare(ctx, s.store.reads, s.cfg.VisitorKey, s.log)
+		h, err := prepareDatabase(ctx, s.store.reads, s.cfg.VisitorKey, s.log)
 		switch {
 		case err == nil:
 			s.counter.Store(&counter{h, newRecorder(s.store, s.log, s.metrics)})
@@ -95,65 +94,6 @@ func (s *server) prepare(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// prepare brings the database to where counting can begin: migrated, with its
-// visitor key, and with the visitors of the original imported. Where nothing
-// of that is pending it takes no lock and writes nothing.
-func prepare(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (hasher, error) {
-	ms := ourMigrations()
-	done, err := appliedMigrations(ctx, db)
-	if err == nil {
-		err = compareMigrations(ms, done)
-	}
-	if err != nil {
-		return hasher{}, fmt.Errorf("migrate: %w", err)
-	}
-	if n := len(done) - len(ms); n > 0 {
-		log.Warn("the database is newer than this program", "unknown_migrations", n)
-	}
-	if len(done) >= len(ms) {
-		h, found, err := findKey(ctx, db, key)
-		if err != nil {
-			return hasher{}, err
-		}
-		pending, err := takeoverPending(ctx, db)
-		if err != nil || found && !pending {
-			return h, err
-		}
-	}
-	var (
-		h      hasher
-		ran    []migrationRun
-		report *imported
-	)
-	err = underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
-		if ran, err = migrate(ctx, tx, ms); err != nil {
-			return fmt.Errorf("migrate: %w", err)
-		}
-		var found bool
-		if h, found, err = findKey(ctx, tx, key); err == nil && !found {
-			h, err = makeKey(ctx, tx, key)
-		}
-		if err != nil {
-			return err
-		}
-		report, err = takeOver(ctx, tx, h)
-		return err
-	})
-	if err != nil {
-		return hasher{}, err
-	}
-	for _, m := range ran {
-		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
-	}
-	if report != nil {
-		log.Info("imported visitors of the original", "rows", report.rows, "visitors", report.visitors, "visits", report.visits, "ms", report.took.Milliseconds())
-		if report.skipped > 0 {
-			log.Warn("rows without an address were not imported", "rows", report.skipped, "visits", report.skippedVisits)
-		}
-	}
-	return h, nil
 }
 
 // stop ends the service in the order that loses nothing: not ready, serving on

@@ -35,7 +35,7 @@ func TestTakeOver(t *testing.T) {
 			('n/a', 1000), ('', 100), (NULL, 10), ('unknown', 1)`)
 	before := dump(t, s, "visitor")
 	log, lines := newLog(t)
-	h, err := prepare(t.Context(), s.reads, nil, log)
+	h, err := prepareDatabase(t.Context(), s.reads, nil, log)
 	require.NoError(t, err)
 
 	const visits, visitors = 3 + 4 + 10 + 20 + 5 + 2147483647, 6
@@ -75,7 +75,7 @@ func TestTakeOver(t *testing.T) {
 
 	// Never twice, not even with more rows in the old table.
 	execute(t, s.reads, `INSERT INTO visitor (ip, visits) VALUES ('198.51.100.9', 1)`)
-	_, err = prepare(t.Context(), s.reads, nil, log)
+	_, err = prepareDatabase(t.Context(), s.reads, nil, log)
 	require.NoError(t, err)
 	assert.Equal(t, 1, strings.Count(lines.String(), "imported visitors of the original"))
 	assert.Equal(t, int64(visits+1), queryInt(t, s.reads, `SELECT visits FROM totals`))
@@ -177,7 +177,7 @@ func TestTakeOverManyRows(t *testing.T) {
 		SELECT prefix || '10.' || n / 65536 || '.' || n / 256 % 256 || '.' || n % 256, 1
 		FROM unnest(ARRAY['', '::ffff:']) AS prefix, generate_series(1, 60000) AS n`)
 	log, lines := newLog(t)
-	_, err := prepare(t.Context(), s.reads, nil, log)
+	_, err := prepareDatabase(t.Context(), s.reads, nil, log)
 	require.NoError(t, err)
 	assert.Contains(t, lines.String(), `"rows":120000,"visitors":60000,"visits":120000`)
 	requireVerified(t, s)
