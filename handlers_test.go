@@ -1,12 +1,8 @@
 package main
 
 import (
-	"bytes"
-	"compress/gzip"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -19,42 +15,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
-
-// testServer is the whole service but for its listener.
-type testServer struct {
-	*server
-	handler http.Handler
-	lines   *logLines
-}
-
-// newTestServer makes a service on a database that may be new. pairs are settings.
-func newTestServer(t testing.TB, databaseURL string, pairs ...string) *testServer {
-	t.Helper()
-	cfg, err := loadConfig(environment(append(pairs, "DATABASE_URL", databaseURL)...))
-	require.NoError(t, err)
-	log, lines := newLog(t)
-	s := newServer(cfg, log)
-	t.Cleanup(func() { assert.NoError(t, s.store.close()) })
-	require.NoError(t, s.prepare(t.Context()))
-	t.Cleanup(func() { closeRecorder(t, s.counter.Load().recorder) })
-	return &testServer{s, s.routes(), lines}
-}
-
-// ask sends one request. headers are name, value pairs; the peer is a header
-// here as well: "Peer". Without one it is 192.0.2.1.
-func (s *testServer) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(method, path, nil)
-	for i := 0; i < len(headers); i += 2 {
-		if headers[i] == "Peer" {
-			r.RemoteAddr = headers[i+1]
-			continue
-		}
-		r.Header.Add(headers[i], headers[i+1])
-	}
-	w := httptest.NewRecorder()
-	s.handler.ServeHTTP(w, r)
-	return w
-}
 
 func TestPage(t *testing.T) {
 	t.Parallel()
@@ -234,195 +194,6 @@ func TestRoutes(t *testing.T) {
 	assert.Equal(t, int64(2), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "only GET / counts")
 }
 
-func TestVersion(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	var got map[string]string
-	require.NoError(t, json.Unmarshal(s.ask("GET", "/version").Body.Bytes(), &got))
-	b := thisBuild()
-	assert.Equal(t, map[string]string{"version": b.Version, "build": b.Number, "commit": b.Commit, "built": b.Built, "go": b.Go}, got)
-	for key, value := range got {
-		assert.NotEmpty(t, value, key)
-	}
-}
-
-func TestStats(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	for range 3 {
-		s.ask("GET", "/")
-	}
-	s.ask("GET", "/", "Peer", "192.0.2.2:1")
-	type day struct {
-		Day         string `json:"day"`
-		Visits      int64  `json:"visits"`
-		Visitors    int64  `json:"visitors"`
-		NewVisitors int64  `json:"new_visitors"`
-	}
-	var got struct {
-		Visits, Visitors int64
-		Today            day
-		Days             []day
-		Since            time.Time
-	}
-	for range 2 { // asking counts nothing
-		decoder := json.NewDecoder(s.ask("GET", "/api/stats").Body)
-		decoder.DisallowUnknownFields()
-		require.NoError(t, decoder.Decode(&got))
-		assert.Equal(t, int64(4), got.Visits)
-		assert.Equal(t, int64(2), got.Visitors)
-		require.Len(t, got.Days, historyDays)
-		assert.Equal(t, got.Days[historyDays-1], got.Today)
-		assert.Equal(t, int64(4), got.Today.Visits)
-		assert.Equal(t, int64(2), got.Today.Visitors)
-		assert.Equal(t, int64(2), got.Today.NewVisitors)
-		assert.Less(t, got.Days[0].Day, got.Days[1].Day, "oldest first")
-		assert.WithinDuration(t, time.Now(), got.Since, 5*time.Minute)
-		got.Days = nil
-	}
-}
-
-// All of what another page or program may show is one look at one count.
-func TestBadgesAndChart(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	get := func(path string) string {
-		t.Helper()
-		w := s.ask("GET", path)
-		require.Equal(t, http.StatusOK, w.Code, w.Body)
-		if strings.Contains(path, ".svg") {
-			require.NoError(t, xml.Unmarshal(w.Body.Bytes(), new(struct{})), "well-formed")
-		}
-		return w.Body.String()
-	}
-	assert.Contains(t, get("/badge.svg"), "<title>visitors: 0</title>")
-	assert.Contains(t, get("/chart.svg"), "<title>0 visits from ")
-	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567, visits = 7654321`)
-	execute(t, s.store.reads, `
-		INSERT INTO days (day, visits, visitors, new_visitors)
-		SELECT (now() AT TIME ZONE 'UTC')::date - n, 4200 + n, 1, 1
-		FROM generate_series(0, 29) AS n`)
-	for query, want := range map[string][2]string{
-		"": {"visitors", "1,234,567"}, "?show=visitors": {"visitors", "1,234,567"}, "?show=visits": {"visits", "7,654,321"}, "?show=today": {"visits today", "4,200"},
-	} {
-		assert.Contains(t, get("/badge.svg"+query), "<title>"+want[0]+": "+want[1]+"</title>")
-		// Shields refuses a badge that lacks one of these or has another schema (shields.io/badges/endpoint-badge).
-		assert.JSONEq(t, `{"schemaVersion": 1, "label": "`+want[0]+`", "message": "`+want[1]+`"}`, get("/badge.json"+query))
-	}
-	light, dark := get("/chart.svg"), get("/chart.svg?theme=dark")
-	assert.Equal(t, light, get("/chart.svg?theme=light"))
-	assert.Contains(t, light, "today: 4,200</title>")
-	assert.Equal(t, 30, strings.Count(light, "h8v"), "a bar for each day")
-	// The colours are the page's.
-	css, err := assetFiles.ReadFile("assets/style.css")
-	require.NoError(t, err)
-	lightCSS, darkCSS, _ := strings.Cut(string(css), "@media (prefers-color-scheme: dark)")
-	for css, svg := range map[string]string{lightCSS: light, darkCSS: dark} {
-		for _, name := range []string{"--bar: ", "--today: "} {
-			_, color, _ := strings.Cut(css, name)
-			assert.Contains(t, svg, `fill="`+color[:7]+`"`, name)
-		}
-	}
-	assert.Equal(t, int64(7654321), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "counts nothing")
-}
-
-// The days come as they are kept, and what lies between them as zeros.
-func TestStatsCSV(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	s.now = func() time.Time { return november(24) }
-	csv := func() string { return s.ask("GET", "/api/stats.csv").Body.String() }
-	assert.Equal(t, "day,visits,visitors,new_visitors\n", csv())
-	alterDatabase(t, s.store, `datestyle = "German"`)
-	s.store.reads.SetMaxIdleConns(0) // the next connection is new
-	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2026-11-22', 5000000000, 2, 1), ('2026-11-24', 3, 1, 0)`)
-	assert.Equal(t, "day,visits,visitors,new_visitors\n2026-11-22,5000000000,2,1\n2026-11-23,0,0,0\n2026-11-24,3,1,0\n", csv())
-	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2016-11-24', 1, 1, 1)`)
-	assert.Equal(t, 1+3653, strings.Count(csv(), "\n"), "ten years")
-}
-
-// RFC 9116: a contact that is no plain http, and an end within a year.
-func TestSecurityTxt(t *testing.T) {
-	t.Parallel()
-	url := newDatabase(t)
-	for userURL, want := range map[string]string{
-		"https://example.org/?a=1&b=2": "Contact: https://example.org/?a=1&b=2\nExpires: 2026-12-24T00:00:00Z\n",
-		"mailto:ann@example.org":       "Contact: mailto:ann@example.org\nExpires: 2026-12-24T00:00:00Z\n",
-		"http://example.org/":          "There is nothing at this address.\n",
-		"HTTP://example.org/":          "There is nothing at this address.\n",
-		"":                             "There is nothing at this address.\n",
-	} {
-		s := newTestServer(t, url, "USER_URL", userURL)
-		s.now = func() time.Time { return november(24) }
-		w := s.ask("GET", "/.well-known/security.txt")
-		assert.Equal(t, want, w.Body.String(), userURL)
-		assert.Equal(t, strings.HasPrefix(want, "Contact"), w.Code == http.StatusOK, userURL)
-	}
-}
-
-// A person who gets no page gets one that looks like it; a program gets a line.
-func TestErrorsForPeople(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t), "USER_NAME", "Ann")
-	const browser, program = "text/html,application/xhtml+xml,*/*;q=0.8", "*/*"
-	for _, tt := range []struct {
-		method, path string
-		status       int
-		sentence     string
-	}{
-		{"GET", "/nowhere", 404, "There is nothing at this address."},
-		{"GET", "/assets/nothing.css", 404, "There is nothing at this address."},
-		{"POST", "/", 405, "This address can only be read."},
-		{"GET", "/badge.svg?show=<b>", 400, "show must be one of: visitors, visits, today."},
-	} {
-		w := s.ask(tt.method, tt.path, "Accept", program)
-		assert.Equal(t, tt.status, w.Code)
-		assert.Equal(t, tt.sentence+"\n", w.Body.String())
-		w = s.ask(tt.method, tt.path, "Accept", browser)
-		assert.Equal(t, tt.status, w.Code)
-		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
-		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
-		read := pageText(w.Body.String())
-		assert.Contains(t, read, tt.sentence+" You may be looking for the page that counts.")
-		assert.Contains(t, read, "deployed by Ann.", "to the end")
-		for _, absent := range []string{"ecognised", "counted.", "visited"} {
-			assert.NotContains(t, read, absent)
-		}
-		assert.Equal(t, tt.status == 405, w.Header().Get("Allow") == "GET, HEAD")
-	}
-	// What a client writes must not pile up in memory with the sentences that are kept.
-	kept := func() (n int) { youParts.Range(func(any, any) bool { n++; return true }); return n }
-	before := kept()
-	for i := range 100 {
-		s.ask("GET", fmt.Sprintf("/badge.svg?show=%d", i), "Accept", browser)
-	}
-	assert.Less(t, kept()-before, 50) // other tests render sentences, too
-	assert.Equal(t, "text/plain; charset=utf-8", s.ask("GET", "/nowhere").Header().Get("Content-Type"), "without Accept")
-	s.draining.Store(true)
-	assert.Equal(t, "shutting down\n", s.ask("GET", "/readyz", "Accept", browser).Body.String(), "a probe's answer stays a line")
-	assert.Zero(t, queryInt(t, s.store.reads, `SELECT visits FROM totals`))
-}
-
-// What makes the preview of a link sees the number and is not counted.
-func TestLinkPreview(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
-	execute(t, s.store.reads, `UPDATE totals SET visitors = 2318, visits = 14902`)
-	for _, agent := range []string{
-		"facebookexternalhit/1.1 (+http://www.facebook.com/externalhit_uatext.php)", "Twitterbot/1.0", "WhatsApp/2.23.20.0",
-		"Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)", "TelegramBot (like TwitterBot)", "LinkedInBot/1.0 (compatible; Mozilla/5.0)",
-		"Mozilla/5.0 (compatible; Discordbot/2.0; +https://discordapp.com)", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5",
-	} {
-		w := s.ask("GET", "/", "User-Agent", agent)
-		assert.Contains(t, w.Body.String(), `property="og:title" content="2,318 visitors"`, agent)
-		assert.Contains(t, w.Body.String(), `name="description" property="og:description" content="A page that counts its unique visitors exactly: 2,318 visitors, 14,902 visits since `)
-		assert.Contains(t, pageText(w.Body.String()), "This visit was not counted")
-	}
-	assert.Equal(t, int64(14902), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
-	assert.Contains(t, string(s.page.render(nil).above), `content="A page that counts its unique visitors exactly."`, "without its database")
-}
-
 // The small things are the same for curl and for GitHub's image proxy, through
 // a real connection, and neither counts. The browser's turn is in e2e.
 func TestSmallThingsByCurl(t *testing.T) {
@@ -445,50 +216,6 @@ func TestSmallThingsByCurl(t *testing.T) {
 		assert.Equal(t, bodies[0], bodies[1], path)
 	}
 	assert.Zero(t, queryInt(t, openTestStore(t, url).reads, `SELECT visits FROM totals`))
-}
-
-func TestAssets(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	page := s.ask("GET", "/").Body.String()
-	for _, name := range []string{"style.css", "favicon.svg"} {
-		t.Run(name, func(t *testing.T) {
-			path := assetPath(name)
-			assert.Contains(t, page, `href="`+path+`"`)
-			assert.Regexp(t, `^/assets/[a-z]+\.[0-9a-f]{8,}\.[a-z]+$`, path)
-
-			w := s.ask("GET", path)
-			require.Equal(t, http.StatusOK, w.Code)
-			want, err := assetFiles.ReadFile("assets/" + name)
-			require.NoError(t, err)
-			assert.Equal(t, string(want), w.Body.String())
-			assert.Empty(t, w.Header().Get("Content-Encoding"))
-			assert.Equal(t, "Accept-Encoding", w.Header().Get("Vary"))
-			etag := w.Header().Get("ETag")
-			assert.Regexp(t, `^W/"[0-9a-f]{8}"$`, etag)
-
-			w = s.ask("GET", path, "Accept-Encoding", "br, gzip")
-			require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
-			assert.Less(t, w.Body.Len(), len(want))
-			unpacked, err := gzip.NewReader(w.Body)
-			require.NoError(t, err)
-			plain, err := io.ReadAll(unpacked)
-			require.NoError(t, err)
-			assert.Equal(t, string(want), string(plain))
-
-			w = s.ask("GET", path, "If-None-Match", etag)
-			assert.Equal(t, http.StatusNotModified, w.Code)
-			assert.Zero(t, w.Body.Len())
-			assert.Equal(t, http.StatusOK, s.ask("GET", path, "If-None-Match", `"another"`).Code)
-			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", `"another", `+etag).Code)
-			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", "*").Code)
-			for header, want := range map[string]string{
-				"gzip;q=0": "", "gzip; q=0.000, br": "", "br, GZIP;q=0.5": "gzip", "xgzip": "", "gzip;q=1.0": "gzip",
-			} {
-				assert.Equal(t, want, s.ask("GET", path, "Accept-Encoding", header).Header().Get("Content-Encoding"), header)
-			}
-		})
-	}
 }
 
 func TestReadyz(t *testing.T) {
@@ -738,33 +465,4 @@ func TestHandlersError(t *testing.T) {
 	assert.Equal(t, http.StatusInternalServerError, w.Code)
 	assert.Equal(t, "internal error\n", w.Body.String())
 	assert.Contains(t, s.lines.String(), `"msg":"request failed","route":"","err":"the cause"`)
-}
-
-func TestGroup(t *testing.T) {
-	t.Parallel()
-	for n, want := range map[int64]string{
-		0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 1234567: "1,234,567",
-		9223372036854775807: "9,223,372,036,854,775,807", -1: "-1", -1000: "-1,000", -123456: "-123,456",
-	} {
-		assert.Equal(t, want, group(n))
-	}
-}
-
-// Every sentence of the page can be rendered, none but the wanted is there.
-func TestEverySentence(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
-	for _, result := range []result{counted, isBot, isPrefetch, noAddress, unavailable, unconfirmed} {
-		for _, source := range []source{fromPeer, fromForwarded, fromNobody} {
-			w := httptest.NewRecorder()
-			p := s.page.render(nil)
-			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable || result == unconfirmed}, 3))
-			text := pageText(w.Body.String())
-			assert.Equal(t, result == counted, strings.Contains(text, "This visit was counted."), "%s", result)
-			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
-			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
-			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
-			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
-		}
-	}
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"fmt"
-	"html"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -19,41 +21,10 @@ import (
 // monday is the last day of every tally here.
 var monday = time.Date(2026, time.March, 2, 0, 0, 0, 0, time.UTC)
 
-// aTally has visits on its last days, the last number today's.
-func aTally(visits ...int64) *tally {
-	t := &tally{since: monday.AddDate(-1, 0, 0), database: "PostgreSQL 17.2"}
-	for i := range historyDays {
-		d := day{date: monday.AddDate(0, 0, i-historyDays+1)}
-		if j := i - historyDays + len(visits); j >= 0 {
-			d.visits = visits[j]
-			d.visitors, d.newVisitors = (d.visits+1)/2, d.visits/2
-		}
-		t.visits += d.visits
-		t.visitors += d.newVisitors
-		t.days = append(t.days, d)
-	}
-	return t
-}
-
-// rendered is the page for a visitor who was counted number times; tl is nil
-// without a database.
-func rendered(t *testing.T, p *page, tl *tally, y you, number int64) string {
-	t.Helper()
-	w := httptest.NewRecorder()
-	require.NoError(t, p.render(tl).write(w, http.StatusOK, y, number))
-	return w.Body.String()
-}
-
 var (
 	anyTag    = regexp.MustCompile(`<[^>]*>`)
 	someSpace = regexp.MustCompile(`\s+`)
 )
-
-// pageText is what a reader sees of a page, on one line.
-func pageText(body string) string {
-	text := html.UnescapeString(someSpace.ReplaceAllString(anyTag.ReplaceAllString(body, " "), " "))
-	return strings.TrimSpace(strings.ReplaceAll(text, " .", "."))
-}
 
 func TestPageStates(t *testing.T) {
 	month := aTally(3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7)
@@ -292,4 +263,140 @@ func contrast(t *testing.T, a, b string) float64 {
 	}
 	x, y := luminance(a), luminance(b)
 	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
+}
+
+// A person who gets no page gets one that looks like it; a program gets a line.
+func TestErrorsForPeople(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t), "USER_NAME", "Ann")
+	const browser, program = "text/html,application/xhtml+xml,*/*;q=0.8", "*/*"
+	for _, tt := range []struct {
+		method, path string
+		status       int
+		sentence     string
+	}{
+		{"GET", "/nowhere", 404, "There is nothing at this address."},
+		{"GET", "/assets/nothing.css", 404, "There is nothing at this address."},
+		{"POST", "/", 405, "This address can only be read."},
+		{"GET", "/badge.svg?show=<b>", 400, "show must be one of: visitors, visits, today."},
+	} {
+		w := s.ask(tt.method, tt.path, "Accept", program)
+		assert.Equal(t, tt.status, w.Code)
+		assert.Equal(t, tt.sentence+"\n", w.Body.String())
+		w = s.ask(tt.method, tt.path, "Accept", browser)
+		assert.Equal(t, tt.status, w.Code)
+		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
+		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+		read := pageText(w.Body.String())
+		assert.Contains(t, read, tt.sentence+" You may be looking for the page that counts.")
+		assert.Contains(t, read, "deployed by Ann.", "to the end")
+		for _, absent := range []string{"ecognised", "counted.", "visited"} {
+			assert.NotContains(t, read, absent)
+		}
+		assert.Equal(t, tt.status == 405, w.Header().Get("Allow") == "GET, HEAD")
+	}
+	// What a client writes must not pile up in memory with the sentences that are kept.
+	kept := func() (n int) { youParts.Range(func(any, any) bool { n++; return true }); return n }
+	before := kept()
+	for i := range 100 {
+		s.ask("GET", fmt.Sprintf("/badge.svg?show=%d", i), "Accept", browser)
+	}
+	assert.Less(t, kept()-before, 50) // other tests render sentences, too
+	assert.Equal(t, "text/plain; charset=utf-8", s.ask("GET", "/nowhere").Header().Get("Content-Type"), "without Accept")
+	s.draining.Store(true)
+	assert.Equal(t, "shutting down\n", s.ask("GET", "/readyz", "Accept", browser).Body.String(), "a probe's answer stays a line")
+	assert.Zero(t, queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+}
+
+// What makes the preview of a link sees the number and is not counted.
+func TestLinkPreview(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	execute(t, s.store.reads, `UPDATE totals SET visitors = 2318, visits = 14902`)
+	for _, agent := range []string{
+		"facebookexternalhit/1.1 (+http://www.facebook.com/externalhit_uatext.php)", "Twitterbot/1.0", "WhatsApp/2.23.20.0",
+		"Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)", "TelegramBot (like TwitterBot)", "LinkedInBot/1.0 (compatible; Mozilla/5.0)",
+		"Mozilla/5.0 (compatible; Discordbot/2.0; +https://discordapp.com)", "Mozilla/5.0 (Windows NT 6.1; WOW64) SkypeUriPreview Preview/0.5",
+	} {
+		w := s.ask("GET", "/", "User-Agent", agent)
+		assert.Contains(t, w.Body.String(), `property="og:title" content="2,318 visitors"`, agent)
+		assert.Contains(t, w.Body.String(), `name="description" property="og:description" content="A page that counts its unique visitors exactly: 2,318 visitors, 14,902 visits since `)
+		assert.Contains(t, pageText(w.Body.String()), "This visit was not counted")
+	}
+	assert.Equal(t, int64(14902), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+	assert.Contains(t, string(s.page.render(nil).above), `content="A page that counts its unique visitors exactly."`, "without its database")
+}
+
+func TestAssets(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	page := s.ask("GET", "/").Body.String()
+	for _, name := range []string{"style.css", "favicon.svg"} {
+		t.Run(name, func(t *testing.T) {
+			path := assetPath(name)
+			assert.Contains(t, page, `href="`+path+`"`)
+			assert.Regexp(t, `^/assets/[a-z]+\.[0-9a-f]{8,}\.[a-z]+$`, path)
+
+			w := s.ask("GET", path)
+			require.Equal(t, http.StatusOK, w.Code)
+			want, err := assetFiles.ReadFile("assets/" + name)
+			require.NoError(t, err)
+			assert.Equal(t, string(want), w.Body.String())
+			assert.Empty(t, w.Header().Get("Content-Encoding"))
+			assert.Equal(t, "Accept-Encoding", w.Header().Get("Vary"))
+			etag := w.Header().Get("ETag")
+			assert.Regexp(t, `^W/"[0-9a-f]{8}"$`, etag)
+
+			w = s.ask("GET", path, "Accept-Encoding", "br, gzip")
+			require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
+			assert.Less(t, w.Body.Len(), len(want))
+			unpacked, err := gzip.NewReader(w.Body)
+			require.NoError(t, err)
+			plain, err := io.ReadAll(unpacked)
+			require.NoError(t, err)
+			assert.Equal(t, string(want), string(plain))
+
+			w = s.ask("GET", path, "If-None-Match", etag)
+			assert.Equal(t, http.StatusNotModified, w.Code)
+			assert.Zero(t, w.Body.Len())
+			assert.Equal(t, http.StatusOK, s.ask("GET", path, "If-None-Match", `"another"`).Code)
+			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", `"another", `+etag).Code)
+			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", "*").Code)
+			for header, want := range map[string]string{
+				"gzip;q=0": "", "gzip; q=0.000, br": "", "br, GZIP;q=0.5": "gzip", "xgzip": "", "gzip;q=1.0": "gzip",
+			} {
+				assert.Equal(t, want, s.ask("GET", path, "Accept-Encoding", header).Header().Get("Content-Encoding"), header)
+			}
+		})
+	}
+}
+
+func TestGroup(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int64]string{
+		0: "0", 999: "999", 1000: "1,000", 123456: "123,456", 1234567: "1,234,567",
+		9223372036854775807: "9,223,372,036,854,775,807", -1: "-1", -1000: "-1,000", -123456: "-123,456",
+	} {
+		assert.Equal(t, want, group(n))
+	}
+}
+
+// Every sentence of the page can be rendered, none but the wanted is there.
+func TestEverySentence(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	for _, result := range []result{counted, isBot, isPrefetch, noAddress, unavailable, unconfirmed} {
+		for _, source := range []source{fromPeer, fromForwarded, fromNobody} {
+			w := httptest.NewRecorder()
+			p := s.page.render(nil)
+			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable || result == unconfirmed}, 3))
+			text := pageText(w.Body.String())
+			assert.Equal(t, result == counted, strings.Contains(text, "This visit was counted."), "%s", result)
+			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
+			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
+			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
+			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
+		}
+	}
 }

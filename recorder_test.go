@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,129 +21,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
-
-// newTestRecorder returns a recorder that is closed after the test.
-func newTestRecorder(t testing.TB, s *store) *recorder {
-	t.Helper()
-	log, _ := newLog(t)
-	r := newRecorder(s, log, newMetrics())
-	t.Cleanup(func() { closeRecorder(t, r) })
-	return r
-}
-
-func closeRecorder(t testing.TB, r *recorder) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
-	defer cancel()
-	assert.NoError(t, r.close(ctx))
-}
-
-// numbered is the visitor number i.
-func numbered(i int) (id visitorID) {
-	binary.BigEndian.PutUint64(id[8:], uint64(i))
-	return id
-}
-
-// hand gives visits to the recorder in one batch, as far as one day allows,
-// and does not wait for it. Unlike a real visit they have a minute's time, so
-// that a slow machine gives none of them up.
-func hand(t testing.TB, r *recorder, ids ...visitorID) []visit {
-	t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var visits []visit
-	for _, id := range ids {
-		v, err := r.join(id)
-		require.NoError(t, err)
-		v.deadline = time.Now().Add(time.Minute)
-		visits = append(visits, v)
-	}
-	r.signal()
-	return visits
-}
-
-// numbersOf awaits visits and returns the number of each.
-func numbersOf(t testing.TB, visits []visit) []int64 {
-	t.Helper()
-	var ns []int64
-	for _, v := range visits {
-		<-v.done
-		require.NoError(t, v.err)
-		ns = append(ns, v.number())
-	}
-	return ns
-}
-
-// isDone reports whether the visit's batch has ended.
-func isDone(v visit) bool {
-	select {
-	case <-v.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// underWay awaits that the recorder has sent all that it was handed.
-func underWay(t testing.TB, r *recorder) {
-	t.Helper()
-	eventually(t, "the batch is under way", func() bool {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		return len(r.queue) == 0
-	})
-}
-
-// holdTotals locks the row that every batch needs, and returns how to let go.
-func holdTotals(t testing.TB, s *store) (release func()) {
-	t.Helper()
-	return holdLock(t, s, `SELECT FROM totals FOR UPDATE`)
-}
-
-// blocked counts the database's backends that wait for a lock.
-func blocked(t testing.TB, s *store) (n int) {
-	t.Helper()
-	scan(t, s, &n, `
-		SELECT count(*)
-		FROM pg_stat_activity
-		WHERE datname = current_database() AND wait_event_type = 'Lock'`)
-	return n
-}
-
-// awaitQuiet returns when the database does nothing: no given-up batch is left
-// to be counted after all.
-func awaitQuiet(t testing.TB, s *store) {
-	t.Helper()
-	eventually(t, "the database is quiet", func() bool {
-		var active int
-		scan(t, s, &active, `
-			SELECT count(*)
-			FROM pg_stat_activity
-			WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'`)
-		return active == 0
-	})
-}
-
-// scan reads one value.
-func scan(t testing.TB, s *store, value any, query string, args ...any) {
-	t.Helper()
-	require.NoError(t, s.reads.QueryRowContext(t.Context(), query, args...).Scan(value))
-}
-
-func visitsOf(t testing.TB, s *store, id visitorID) (n int64) {
-	t.Helper()
-	scan(t, s, &n, `SELECT COALESCE((SELECT visits FROM visitors WHERE id = $1), 0)`, id[:])
-	return n
-}
-
-// requireExactly requires that a recount finds what the totals say, and that
-// they say visits.
-func requireExactly(t testing.TB, s *store, visits int64) {
-	t.Helper()
-	requireVerified(t, s)
-	now, _, err := s.look(t.Context(), utcDay(time.Now()), nil)
-	require.NoError(t, err)
-	require.Equal(t, visits, now.visits, "all visits")
-}
 
 // Every one of 20,000 visits gets another number.
 func TestManyClientsOneVisitor(t *testing.T) {
@@ -830,4 +708,80 @@ func TestVisitWithoutADatabase(t *testing.T) {
 	_, err := r.record(numbered(1))
 	require.ErrorIs(t, err, errNotCounted)
 	assert.True(t, r.isFailing())
+}
+
+var pageNumber = regexp.MustCompile(`You have visited this page <strong>([0-9,]+)</strong>`)
+
+// Four processes count for one database, and none miscounts for another.
+func TestInstancesShareADatabase(t *testing.T) {
+	const visitors, clients, visitsEach = 1000, 32, 150
+	databaseURL := newDatabase(t)
+	var instances []*running
+	for range 4 {
+		instances = append(instances, startProcess(t, command(t, nil, "DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0")))
+	}
+	l := newLedger()
+	var wg sync.WaitGroup
+	for c := range clients {
+		random := rand.New(rand.NewPCG(uint64(c), 0))
+		client := &http.Client{Transport: &http.Transport{}, Timeout: 30 * time.Second}
+		wg.Go(func() {
+			for range visitsEach {
+				sent := time.Now()
+				visitor := random.IntN(visitors)
+				number, err := visitPage(client, instances[random.IntN(len(instances))].url(), visitor)
+				assert.NoError(t, err)
+				l.note(visitor, number, sent, err)
+			}
+			client.CloseIdleConnections()
+		})
+	}
+	wg.Wait()
+	s := openTestStore(t, databaseURL)
+	lost, doubled := l.compare(rowOf(t, s, prepared(t, s)))
+	assert.Zero(t, lost)
+	assert.Zero(t, doubled)
+	assert.EqualValues(t, clients*visitsEach, l.allConfirmed)
+	requireExactly(t, s, clients*visitsEach)
+	output, err := command(t, []string{"verify"}, "DATABASE_URL", databaseURL).CombinedOutput()
+	assert.NoError(t, err, "%s", output)
+	for _, i := range instances {
+		i.stop()
+		require.NoError(t, <-i.ended)
+	}
+	var writers int
+	scan(t, s, &writers, `SELECT count(*) FROM writers`)
+	assert.Zero(t, writers)
+}
+
+// A limit, not a promise: a proxy that repeats a GET on another instance, as the
+// first one died between the commit and its answer, makes a second visit.
+func TestRepeatedRequestIsASecondVisit(t *testing.T) {
+	t.Parallel()
+	databaseURL := newDatabase(t)
+	cutter, through := newCutter(t, databaseURL)
+	dying := command(t, nil, "DATABASE_URL", through, "LISTEN_ADDR", "127.0.0.1:0")
+	first := startProcess(t, dying)
+	second := startProcess(t, command(t, nil, "DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0"))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for want := range int64(2) { // until the statements of a batch are prepared
+		number, err := visitPage(client, first.url(), 1)
+		require.NoError(t, err)
+		require.Equal(t, want+1, number)
+	}
+
+	cutter.hold(true)
+	unanswered := make(chan error, 1)
+	go func() {
+		_, err := visitPage(client, first.url(), 1)
+		unanswered <- err
+	}()
+	s := openTestStore(t, databaseURL)
+	eventually(t, "the visit is committed", func() bool { return queryInt(t, s.reads, `SELECT visits FROM totals`) == 3 })
+	require.NoError(t, dying.Process.Kill())
+	require.Error(t, <-unanswered)
+	number, err := visitPage(client, second.url(), 1)
+	require.NoError(t, err)
+	assert.EqualValues(t, 4, number, "the repetition of visit 3")
+	requireExactly(t, s, 4)
 }

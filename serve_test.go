@@ -1,7 +1,8 @@
 package main
 
 import (
-	"context"
+	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -19,148 +20,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
-
-// running is a service that was started like a user would.
-type running struct {
-	addr   string // host:port or the socket's path
-	client *http.Client
-	lines  *logLines
-	stop   func()     // as an operator does; ended follows
-	ended  chan error // what run returned; of a process, what Wait did
-}
-
-var listening = regexp.MustCompile(`"?msg"?[:=]"?listening"?,? ?"?addr"?[:=]"?([^", ]+)`)
-
-// awaitListening returns when the service says where it listens.
-func (r *running) awaitListening(t testing.TB) {
-	t.Helper()
-	r.awaitLine(t, listening.MatchString)
-	r.addr = listening.FindStringSubmatch(r.lines.String())[1]
-	r.client = &http.Client{Transport: &http.Transport{DialContext: dial(r.addr)}}
-	t.Cleanup(r.client.CloseIdleConnections)
-}
-
-// dial is a transport's DialContext to one host:port or socket's path, whatever
-// the URL says.
-func dial(addr string) func(context.Context, string, string) (net.Conn, error) {
-	network := "tcp"
-	if strings.HasPrefix(addr, "/") {
-		network = "unix"
-	}
-	return func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}
-}
-
-// awaitReady returns when the service counts.
-func (r *running) awaitReady(t testing.TB) {
-	t.Helper()
-	r.awaitLine(t, regexp.MustCompile(`msg"?[:=]"?ready"?`).MatchString)
-}
-
-func (r *running) awaitLine(t testing.TB, isIt func(lines string) bool) {
-	t.Helper()
-	eventually(t, "the line in the log", func() bool {
-		select {
-		case err := <-r.ended:
-			require.FailNow(t, "ended before", "%v", err)
-		default:
-		}
-		return isIt(r.lines.String())
-	})
-}
-
-// get asks for a path and returns the answer with its body.
-func (r *running) get(t testing.TB, path string, headers ...string) (*http.Response, string) {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), "GET", "http://footfall"+path, nil)
-	require.NoError(t, err)
-	for i := 0; i < len(headers); i += 2 {
-		request.Header.Set(headers[i], headers[i+1])
-	}
-	answer, err := r.client.Do(request)
-	require.NoError(t, err)
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	require.NoError(t, err)
-	return answer, string(body)
-}
-
-// url is where any client finds the page.
-func (r *running) url() string { return "http://" + r.addr + "/" }
-
-// start runs the service in this process, on a free port unless pairs say
-// otherwise, until the test ends or stop is called.
-func start(t testing.TB, pairs ...string) *running {
-	t.Helper()
-	r := startUnready(t, pairs...)
-	r.awaitReady(t)
-	return r
-}
-
-// startUnready does not wait for the database.
-func startUnready(t testing.TB, pairs ...string) *running {
-	t.Helper()
-	return startFunc(t, func(ctx context.Context, out io.Writer) error {
-		return run(ctx, []string{"serve"}, environment(append(pairs, "LISTEN_ADDR", "127.0.0.1:0")...), out)
-	})
-}
-
-// startFunc runs a program that serves, until it listens.
-func startFunc(t testing.TB, program func(context.Context, io.Writer) error) *running {
-	t.Helper()
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	r := &running{lines: &logLines{t: t}, stop: stop, ended: make(chan error, 1)}
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		r.ended <- program(ctx, r.lines)
-	}()
-	t.Cleanup(func() { stop(); <-finished })
-	r.awaitListening(t)
-	return r
-}
-
-// command prepares this test binary to run as footfall. pairs are its whole
-// environment.
-func command(t testing.TB, args []string, pairs ...string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	require.NoError(t, err)
-	cmd := exec.Command(self, args...)
-	// Without GOCOVERDIR a binary built for coverage adds a warning to what it says.
-	cmd.Env = []string{beFootfall + "=yes", "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + t.TempDir()}
-	for i := 0; i < len(pairs); i += 2 {
-		cmd.Env = append(cmd.Env, pairs[i]+"="+pairs[i+1])
-	}
-	return cmd
-}
-
-// startProcess starts a prepared process and waits until it counts.
-func startProcess(t testing.TB, cmd *exec.Cmd) *running {
-	t.Helper()
-	r := &running{lines: &logLines{t: t}, ended: make(chan error, 1)}
-	cmd.Stdout, cmd.Stderr = r.lines, r.lines
-	require.NoError(t, cmd.Start())
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		r.ended <- cmd.Wait()
-	}()
-	r.stop = func() { cmd.Process.Signal(syscall.SIGTERM) } // in vain where it has ended
-	t.Cleanup(func() {
-		r.stop()
-		select {
-		case <-finished:
-		case <-time.After(30 * time.Second):
-			cmd.Process.Kill()
-			<-finished
-		}
-	})
-	r.awaitListening(t)
-	r.awaitReady(t)
-	return r
-}
 
 // Without a database the service answers from its start, and counts as soon as
 // there is one: so after a reboot nothing has to be started again.
@@ -346,4 +205,256 @@ func TestTooManyOpenFiles(t *testing.T) {
 		defer conn.Close()
 	}
 	r.awaitLine(t, regexp.MustCompile(`"level":"WARN","msg":"connection not accepted","err":"accept tcp 127\.0\.0\.1:\d+: accept4: too many open files; retrying in `).MatchString)
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url)
+	for want := range 3 {
+		answer, body := r.get(t, "/")
+		require.Equal(t, http.StatusOK, answer.StatusCode)
+		assert.Contains(t, body, []string{"<strong>1</strong> time.", "<strong>2</strong> times.", "<strong>3</strong> times."}[want])
+	}
+	_, port, err := net.SplitHostPort(r.addr)
+	require.NoError(t, err)
+	for _, settings := range [][]string{{"LISTEN_ADDR", r.addr}, {"LISTEN_ADDR", "0.0.0.0:" + port}, {"PORT", port}} {
+		assert.NoError(t, run(t.Context(), []string{"healthcheck"}, environment(settings...), io.Discard))
+	}
+	err = run(t.Context(), []string{"serve"}, environment("DATABASE_URL", url, "LISTEN_ADDR", r.addr), io.Discard)
+	assert.EqualError(t, err, `listen on "`+r.addr+`": another program listens there; stop it or set LISTEN_ADDR`)
+	r.stop()
+	require.NoError(t, <-r.ended)
+	assert.Contains(t, r.lines.String(), `"msg":"migrated","file":"0001_`)
+	assert.Contains(t, r.lines.String(), `"msg":"stopped"`)
+	assert.Zero(t, queryInt(t, openTestStore(t, url).reads, `SELECT count(*) FROM writers`), "a stopped service leaves no row")
+
+	// Started again it counts on.
+	r = start(t, "DATABASE_URL", url, "LOG_FORMAT", "text")
+	_, body := r.get(t, "/")
+	assert.Contains(t, body, "<strong>4</strong> times.")
+}
+
+func TestListenElsewhere(t *testing.T) {
+	t.Parallel()
+	_, err := listen(t.Context(), "192.0.2.1:80") // an address that no machine has
+	require.ErrorContains(t, err, `listen on "192.0.2.1:80": `)
+	_, err = listen(t.Context(), "unix:/no/such/folder/web.sock")
+	require.ErrorContains(t, err, `listen on "unix:/no/such/folder/web.sock": `)
+}
+
+func TestServeOnUnixSocket(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	path := filepath.Join(t.TempDir(), "web.sock")
+	// What a killed service leaves behind.
+	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	require.NoError(t, err)
+	stale.SetUnlinkOnClose(false)
+	require.NoError(t, stale.Close())
+	settings := []string{"DATABASE_URL", url, "LISTEN_ADDR", "unix:" + path}
+
+	r := start(t, settings...)
+	info, err := os.Stat(path)
+	require.NoError(t, err)
+	assert.Equal(t, os.ModeSocket|0o660, info.Mode())
+	for _, client := range []string{"198.51.100.7", "198.51.100.8"} {
+		answer, body := r.get(t, "/", "X-Forwarded-For", client)
+		require.Equal(t, http.StatusOK, answer.StatusCode)
+		assert.Contains(t, pageText(body), "You have visited this page 1 time.")
+	}
+	_, body := r.get(t, "/")
+	assert.Contains(t, pageText(body), "This visit was not counted.")
+	assert.NoError(t, run(t.Context(), []string{"healthcheck"}, environment(settings...), io.Discard))
+	err = run(t.Context(), []string{"serve"}, environment(settings...), io.Discard)
+	assert.EqualError(t, err, `listen on "unix:`+path+`": another program listens there; stop it or set LISTEN_ADDR`)
+	assert.NoError(t, run(t.Context(), []string{"healthcheck"}, environment(settings...), io.Discard), "and the first one is not hurt")
+	r.stop()
+	require.NoError(t, <-r.ended)
+	assert.NoFileExists(t, path)
+
+	// A file that is no socket is not ours to remove.
+	require.NoError(t, os.WriteFile(path, []byte("precious"), 0o600))
+	err = run(t.Context(), []string{"serve"}, environment(settings...), io.Discard)
+	assert.EqualError(t, err, `listen on "unix:`+path+`": there is a file that is no socket; remove it or set LISTEN_ADDR`)
+	content, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, "precious", string(content))
+}
+
+// inFlight asks for the page and returns when the visit waits in the database.
+func (r *running) inFlight(t testing.TB, databaseURL string) (status chan int) {
+	t.Helper()
+	status = make(chan int, 1)
+	go func() {
+		answer, err := r.client.Get("http://footfall/")
+		if err != nil {
+			status <- 0
+			return
+		}
+		answer.Body.Close()
+		status <- answer.StatusCode
+	}()
+	db := openTestStore(t, databaseURL).reads
+	eventually(t, "the visit waits", func() bool {
+		return queryInt(t, db, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+	})
+	return status
+}
+
+// Told to stop, the service is not ready at once, and counts on for the delay.
+func TestStopDelay(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url, "SHUTDOWN_DELAY", "3s")
+	answer, _ := r.get(t, "/readyz")
+	require.Equal(t, http.StatusOK, answer.StatusCode)
+	assert.False(t, answer.Close)
+	told := time.Now()
+	r.stop()
+	eventually(t, "shutting down", func() bool { return strings.Contains(r.lines.String(), `"msg":"shutting down"`) })
+	answer, body := r.get(t, "/readyz")
+	assert.Equal(t, http.StatusServiceUnavailable, answer.StatusCode)
+	assert.Equal(t, "shutting down\n", body)
+	assert.True(t, answer.Close, "Connection: close")
+	answer, _ = r.get(t, "/")
+	assert.Equal(t, http.StatusOK, answer.StatusCode)
+	assert.True(t, answer.Close, "Connection: close")
+	require.NoError(t, <-r.ended)
+	assert.GreaterOrEqual(t, time.Since(told), 3*time.Second)
+	assert.Equal(t, int64(1), queryInt(t, openTestStore(t, url).reads, `SELECT visits FROM totals`))
+}
+
+// Without a delay the listener closes at once, and what is in flight is
+// finished all the same.
+func TestStopFinishesWhatIsInFlight(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url)
+	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE totals`)
+	status := r.inFlight(t, url)
+	r.stop()
+	eventually(t, "no new connections", func() bool {
+		conn, err := net.Dial("tcp", r.addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	unlock()
+	assert.Equal(t, http.StatusOK, <-status)
+	require.NoError(t, <-r.ended)
+}
+
+func TestStopGivesUp(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url, "SHUTDOWN_TIMEOUT", "10ms")
+	holdLock(t, openTestStore(t, url), `LOCK TABLE totals`)
+	r.inFlight(t, url)
+	r.stop()
+	assert.EqualError(t, <-r.ended, "requests still in flight after 10ms: context deadline exceeded")
+}
+
+// SIGTERM ends the process with status 0; a second one ends it at once.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		cmd := command(t, nil, "DATABASE_URL", url, "LISTEN_ADDR", "127.0.0.1:0")
+		r := startProcess(t, cmd)
+		answer, _ := r.get(t, "/")
+		require.Equal(t, http.StatusOK, answer.StatusCode)
+		require.NoError(t, cmd.Process.Signal(signal))
+		require.NoError(t, <-r.ended)
+		assert.Contains(t, r.lines.String(), `"msg":"shutting down","cause":"`+signal.String()+` signal received"`)
+		assert.Contains(t, r.lines.String(), `"msg":"stopped"`)
+
+		cmd = command(t, nil, "DATABASE_URL", url, "LISTEN_ADDR", "127.0.0.1:0", "SHUTDOWN_DELAY", "1h")
+		r = startProcess(t, cmd)
+		require.NoError(t, cmd.Process.Signal(signal))
+		eventually(t, "shutting down", func() bool { return strings.Contains(r.lines.String(), `"msg":"shutting down"`) })
+		answer, _ = r.get(t, "/")
+		assert.Equal(t, http.StatusOK, answer.StatusCode, "serves on")
+		// The handler is taken off right after the first signal, beside the shutdown.
+		var exit *exec.ExitError
+		eventually(t, "ended by the second signal", func() bool {
+			cmd.Process.Signal(signal) // in vain once it has ended
+			select {
+			case err := <-r.ended:
+				return assert.ErrorAs(t, err, &exit)
+			default:
+				return false
+			}
+		})
+		assert.Equal(t, signal, exit.Sys().(syscall.WaitStatus).Signal())
+	}
+}
+
+// send writes raw bytes to the service and returns the status line of the answer.
+func (r *running) send(t testing.TB, text string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.addr)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	_, err = io.WriteString(conn, text)
+	require.NoError(t, err)
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	require.NoError(t, err)
+	return strings.TrimSpace(line)
+}
+
+func TestRawRequests(t *testing.T) {
+	t.Parallel()
+	r := start(t, "DATABASE_URL", newDatabase(t), "LOG_LEVEL", "debug")
+	header := func(bytes int) string {
+		return "GET /healthz HTTP/1.1\r\nHost: footfall\r\nX-Long: " + strings.Repeat("x", bytes) + "\r\n\r\n"
+	}
+	for _, tt := range []struct{ name, text, want string }{
+		{"plain", "GET /healthz HTTP/1.1\r\nHost: footfall\r\n\r\n", "HTTP/1.1 200 OK"},
+		{"HTTP/1.0", "GET /healthz HTTP/1.0\r\n\r\n", "HTTP/1.0 200 OK"},
+		{"no request line", "hello\r\n\r\n", "HTTP/1.1 400 Bad Request"},
+		{"no path", "GET HTTP/1.1\r\nHost: footfall\r\n\r\n", "HTTP/1.1 400 Bad Request"},
+		{"unknown protocol", "GET / GOPHER/1.0\r\n\r\n", "HTTP/1.1 400 Bad Request"},
+		{"no host", "GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 Bad Request: missing required Host header"},
+		{"space in a header's name", "GET / HTTP/1.1\r\nHost: footfall\r\nX Y: z\r\n\r\n", "HTTP/1.1 400 Bad Request: invalid header name"},
+		{"bytes of TLS", "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "HTTP/1.1 400 Bad Request"},
+		{"15 KiB of header", header(15 << 10), "HTTP/1.1 200 OK"},
+		{"over 16 KiB of header", header(16 << 10), "HTTP/1.1 431 Request Header Fields Too Large"},
+		{"a body that never comes", "POST / HTTP/1.1\r\nHost: footfall\r\nContent-Length: 1000000000\r\n\r\n", "HTTP/1.1 405 Method Not Allowed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			assert.Equal(t, tt.want, r.send(t, tt.text))
+		})
+	}
+	_, port, err := net.SplitHostPort(r.addr)
+	require.NoError(t, err)
+	addresses := regexp.MustCompile(`127\.0\.0\.1:(\d+)`)
+	for _, match := range addresses.FindAllStringSubmatch(r.lines.String(), -1) {
+		assert.Equal(t, port, match[1], "only our own address is logged")
+	}
+}
+
+// A client that dawdles with its request's header loses its connection.
+func TestSlowClient(t *testing.T) {
+	t.Parallel()
+	r := start(t, "DATABASE_URL", newDatabase(t))
+	conn, err := net.Dial("tcp", r.addr)
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: foot")
+	require.NoError(t, err)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(30*time.Second)))
+	_, err = io.Copy(io.Discard, conn)
+	assert.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the service closes the connection")
+}
+
+// net/http's own messages hold addresses: only that there was one is kept.
+func TestServersLogHoldsNoAddress(t *testing.T) {
+	t.Parallel()
+	log, lines := newLog(t)
+	fmt.Fprintln(serverLog{log}, "http: TLS handshake error from 192.0.2.1:1")
+	assert.Contains(t, lines.String(), "connection failed")
+	assert.NotContains(t, lines.String(), "192.0.2.1")
 }

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"encoding/json"
+	"encoding/xml"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	var got map[string]string
+	require.NoError(t, json.Unmarshal(s.ask("GET", "/version").Body.Bytes(), &got))
+	b := thisBuild()
+	assert.Equal(t, map[string]string{"version": b.Version, "build": b.Number, "commit": b.Commit, "built": b.Built, "go": b.Go}, got)
+	for key, value := range got {
+		assert.NotEmpty(t, value, key)
+	}
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	for range 3 {
+		s.ask("GET", "/")
+	}
+	s.ask("GET", "/", "Peer", "192.0.2.2:1")
+	type day struct {
+		Day         string `json:"day"`
+		Visits      int64  `json:"visits"`
+		Visitors    int64  `json:"visitors"`
+		NewVisitors int64  `json:"new_visitors"`
+	}
+	var got struct {
+		Visits, Visitors int64
+		Today            day
+		Days             []day
+		Since            time.Time
+	}
+	for range 2 { // asking counts nothing
+		decoder := json.NewDecoder(s.ask("GET", "/api/stats").Body)
+		decoder.DisallowUnknownFields()
+		require.NoError(t, decoder.Decode(&got))
+		assert.Equal(t, int64(4), got.Visits)
+		assert.Equal(t, int64(2), got.Visitors)
+		require.Len(t, got.Days, historyDays)
+		assert.Equal(t, got.Days[historyDays-1], got.Today)
+		assert.Equal(t, int64(4), got.Today.Visits)
+		assert.Equal(t, int64(2), got.Today.Visitors)
+		assert.Equal(t, int64(2), got.Today.NewVisitors)
+		assert.Less(t, got.Days[0].Day, got.Days[1].Day, "oldest first")
+		assert.WithinDuration(t, time.Now(), got.Since, 5*time.Minute)
+		got.Days = nil
+	}
+}
+
+// All of what another page or program may show is one look at one count.
+func TestBadgesAndChart(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	get := func(path string) string {
+		t.Helper()
+		w := s.ask("GET", path)
+		require.Equal(t, http.StatusOK, w.Code, w.Body)
+		if strings.Contains(path, ".svg") {
+			require.NoError(t, xml.Unmarshal(w.Body.Bytes(), new(struct{})), "well-formed")
+		}
+		return w.Body.String()
+	}
+	assert.Contains(t, get("/badge.svg"), "<title>visitors: 0</title>")
+	assert.Contains(t, get("/chart.svg"), "<title>0 visits from ")
+	execute(t, s.store.reads, `UPDATE totals SET visitors = 1234567, visits = 7654321`)
+	execute(t, s.store.reads, `
+		INSERT INTO days (day, visits, visitors, new_visitors)
+		SELECT (now() AT TIME ZONE 'UTC')::date - n, 4200 + n, 1, 1
+		FROM generate_series(0, 29) AS n`)
+	for query, want := range map[string][2]string{
+		"": {"visitors", "1,234,567"}, "?show=visitors": {"visitors", "1,234,567"}, "?show=visits": {"visits", "7,654,321"}, "?show=today": {"visits today", "4,200"},
+	} {
+		assert.Contains(t, get("/badge.svg"+query), "<title>"+want[0]+": "+want[1]+"</title>")
+		// Shields refuses a badge that lacks one of these or has another schema (shields.io/badges/endpoint-badge).
+		assert.JSONEq(t, `{"schemaVersion": 1, "label": "`+want[0]+`", "message": "`+want[1]+`"}`, get("/badge.json"+query))
+	}
+	light, dark := get("/chart.svg"), get("/chart.svg?theme=dark")
+	assert.Equal(t, light, get("/chart.svg?theme=light"))
+	assert.Contains(t, light, "today: 4,200</title>")
+	assert.Equal(t, 30, strings.Count(light, "h8v"), "a bar for each day")
+	// The colours are the page's.
+	css, err := assetFiles.ReadFile("assets/style.css")
+	require.NoError(t, err)
+	lightCSS, darkCSS, _ := strings.Cut(string(css), "@media (prefers-color-scheme: dark)")
+	for css, svg := range map[string]string{lightCSS: light, darkCSS: dark} {
+		for _, name := range []string{"--bar: ", "--today: "} {
+			_, color, _ := strings.Cut(css, name)
+			assert.Contains(t, svg, `fill="`+color[:7]+`"`, name)
+		}
+	}
+	assert.Equal(t, int64(7654321), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "counts nothing")
+}
+
+// The days come as they are kept, and what lies between them as zeros.
+func TestStatsCSV(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	s.now = func() time.Time { return november(24) }
+	csv := func() string { return s.ask("GET", "/api/stats.csv").Body.String() }
+	assert.Equal(t, "day,visits,visitors,new_visitors\n", csv())
+	alterDatabase(t, s.store, `datestyle = "German"`)
+	s.store.reads.SetMaxIdleConns(0) // the next connection is new
+	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2026-11-22', 5000000000, 2, 1), ('2026-11-24', 3, 1, 0)`)
+	assert.Equal(t, "day,visits,visitors,new_visitors\n2026-11-22,5000000000,2,1\n2026-11-23,0,0,0\n2026-11-24,3,1,0\n", csv())
+	execute(t, s.store.reads, `INSERT INTO days (day, visits, visitors, new_visitors) VALUES ('2016-11-24', 1, 1, 1)`)
+	assert.Equal(t, 1+3653, strings.Count(csv(), "\n"), "ten years")
+}
+
+// RFC 9116: a contact that is no plain http, and an end within a year.
+func TestSecurityTxt(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	for userURL, want := range map[string]string{
+		"https://example.org/?a=1&b=2": "Contact: https://example.org/?a=1&b=2\nExpires: 2026-12-24T00:00:00Z\n",
+		"mailto:ann@example.org":       "Contact: mailto:ann@example.org\nExpires: 2026-12-24T00:00:00Z\n",
+		"http://example.org/":          "There is nothing at this address.\n",
+		"HTTP://example.org/":          "There is nothing at this address.\n",
+		"":                             "There is nothing at this address.\n",
+	} {
+		s := newTestServer(t, url, "USER_URL", userURL)
+		s.now = func() time.Time { return november(24) }
+		w := s.ask("GET", "/.well-known/security.txt")
+		assert.Equal(t, want, w.Body.String(), userURL)
+		assert.Equal(t, strings.HasPrefix(want, "Contact"), w.Code == http.StatusOK, userURL)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newTestServer(t, url)
+	first := s.ask("GET", "/metrics").Body.String()
+	for _, result := range []string{"counted", "bot", "prefetch", "head", "no_address", "unavailable", "unconfirmed"} {
+		assert.Equal(t, "0", metric(first, `footfall_visits_total{result="`+result+`"}`), "there from the start")
+	}
+	// A gauge that begins at 0 would draw a fall to 0 at each deployment.
+	assert.NotContains(t, first, "footfall_visits ", "not known yet")
+	assert.NotContains(t, first, "footfall_visitors ", "not known yet")
+
+	s.ask("GET", "/", "User-Agent", `agent-of-client"`)
+	s.ask("GET", "/?query-of-client", "Peer", "127.0.0.1:1", "X-Forwarded-For", "198.51.100.7")
+	s.ask("GET", "/", "Peer", "127.0.0.1:1", "X-Forwarded-For", "10.0.0.9")
+	s.ask("GET", "/", "Peer", "127.0.0.1:1", "X-Forwarded-For", "of-client")
+	s.ask("GET", "/", "User-Agent", "Googlebot/2.1")
+	s.ask("GET", "/", "Sec-Purpose", "prefetch")
+	s.ask("HEAD", "/")
+	s.ask("GET", "/", "Peer", "@")
+	s.ask("GET", "/path-of-client")
+	s.ask("METHOD-OF-CLIENT", "/")
+	s.ask("GET", "/readyz")
+	s.ask("GET", assetPath("style.css"))
+	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE totals`)
+	assert.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/").Code)
+	unlock()
+
+	w := s.ask("GET", "/metrics")
+	text := w.Body.String()
+	b := thisBuild()
+	for series, want := range map[string]string{
+		`footfall_build_info{version="` + b.Version + `",commit="` + b.Commit + `",goversion="` + b.Go + `"}`: "1",
+		`footfall_visits_total{result="counted"}`:                                                             "4",
+		`footfall_visits_total{result="bot"}`:                                                                 "1",
+		`footfall_visits_total{result="prefetch"}`:                                                            "1",
+		`footfall_visits_total{result="head"}`:                                                                "1",
+		`footfall_visits_total{result="no_address"}`:                                                          "1",
+		`footfall_visits_total{result="unavailable"}`:                                                         "0",
+		`footfall_visits_total{result="unconfirmed"}`:                                                         "1",
+		`footfall_visits`:   "4",
+		`footfall_visitors`: "4",
+		`footfall_ready`:    "1",
+		`footfall_http_requests_total{route="/",status="200"}`:               "8",
+		`footfall_http_requests_total{route="/",status="503"}`:               "1",
+		`footfall_http_requests_total{route="other",status="404"}`:           "1",
+		`footfall_http_requests_total{route="other",status="405"}`:           "1",
+		`footfall_http_requests_total{route="/assets/{file}",status="200"}`:  "1",
+		`footfall_http_request_duration_seconds_count{route="/"}`:            "9",
+		`footfall_http_request_duration_seconds_bucket{route="/",le="+Inf"}`: "9",
+		`footfall_client_address_total{source="forwarded",scope="public"}`:   "1",
+		`footfall_client_address_total{source="forwarded",scope="private"}`:  "1",
+		`footfall_client_address_total{source="peer",scope="private"}`:       "1",
+		`footfall_batches_total{result="committed"}`:                         "4",
+		`footfall_batches_total{result="abandoned"}`:                         "1",
+		`footfall_batch_duration_seconds_count`:                              "4",
+	} {
+		assert.Equal(t, want, metric(text, series), series)
+	}
+	for _, series := range []string{
+		`footfall_database_connections{state="open"}`, `footfall_database_connections{state="idle"}`,
+		`go_goroutines`, `process_resident_memory_bytes`, `process_start_time_seconds`, `process_cpu_seconds_total`,
+	} {
+		assert.NotContains(t, []string{"", "0"}, metric(text, series), series)
+	}
+	requireValidMetrics(t, text)
+
+	// What a client can choose is in no label.
+	for _, secret := range []string{"of-client", "OF-CLIENT", "198.51.100.7", "10.0.0.9", "192.0.2.1"} {
+		assert.NotContains(t, text, secret)
+	}
+	var names []string
+	for _, match := range regexp.MustCompile(`[{,]([a-z]+)="`).FindAllStringSubmatch(text, -1) {
+		names = append(names, match[1])
+	}
+	slices.Sort(names)
+	assert.Equal(t, []string{"commit", "goversion", "le", "result", "route", "scope", "source", "state", "status", "version"}, slices.Compact(names))
+}
+
+func TestHistogram(t *testing.T) {
+	t.Parallel()
+	var h histogram
+	for _, took := range []time.Duration{0, 500 * time.Microsecond, 501 * time.Microsecond, time.Second, 5 * time.Second, time.Hour} {
+		h.observe(took)
+	}
+	assert.Equal(t, uint64(6), h.count)
+	assert.InDelta(t, 3606.001001, h.sum, 1e-9)
+	assert.Equal(t, uint64(2), h.buckets[0], "a bound belongs to its bucket")
+	assert.Equal(t, uint64(1), h.buckets[1])
+	assert.Equal(t, uint64(1), h.buckets[len(bounds)], "beyond the last bound")
+}
+
+func TestLabelsAreEscaped(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, `{a="1\"2\\3\n4",b=""}`, labels("a", "1\"2\\3\n4", "b", ""))
+}
