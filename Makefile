@@ -69,7 +69,7 @@ need-%:
 .PHONY: test
 test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; 2 to 5 minutes
 	go test ./delivery
-	go test -race -timeout 10m -covermode=atomic -coverprofile=coverage.out .
+	go test -race -timeout 10m -covermode=atomic -coverprofile=coverage.out . ./internal/...
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
 		print "coverage: " $$3 "% of statements, " floor "% wanted"; exit floor == "" || $$3 < floor }'
 
@@ -140,14 +140,14 @@ E2E_patroni    := ^TestPatroni$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
 service        := $(every) e2e/service_test.go ansible/site.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
-ABOUT_image      := $(every) docs/without-ansible.md *.go sql assets Dockerfile compose.yaml e2e/*_test.go
+ABOUT_image      := $(every) docs/without-ansible.md *.go internal sql assets Dockerfile compose.yaml e2e/*_test.go
 ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres assets e2e/*_test.go
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh .github/workflows/deploy.yml e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go e2e/workflow_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
 ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres ansible/library e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
 ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres ansible/roles/web e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go e2e/dns_test.go e2e/tls_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library e2e/monitoring_test.go e2e/monitoring.yml
-ABOUT_patroni    := $(every) store.go recorder.go batch.go database.go e2e/patroni_test.go e2e/patroni.yml
+ABOUT_patroni    := $(every) store.go recorder.go batch.go e2e/patroni_test.go e2e/patroni.yml
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; as root, 80 minutes on two cores; PART=deploy for one part
@@ -173,8 +173,8 @@ soak: need-postgres need-pgbouncer need-cc ## the tests that take longer than 20
 
 .PHONY: fuzz
 fuzz: need-postgres ## run every fuzz target for FUZZTIME
-	@go test -list '^Fuzz' . | grep '^Fuzz' | while read -r target; do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; done
+	@for package in . ./internal/visitor; do go test -list '^Fuzz' $$package | grep '^Fuzz' | while read -r target; do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$package; done; done
 
 ##### release
 

@@ -7,12 +7,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -134,19 +134,19 @@ func dev(ctx context.Context, dir string, getenv func(string) string, out io.Wri
 		return err
 	}
 	ln.Close()
-	cluster, err := startCluster(ctx, dir)
+	cluster, err := devdb.Start(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, cluster.stop()) }()
-	settings["DATABASE_URL"] = cluster.url("footfall")
+	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	settings["DATABASE_URL"] = cluster.URL("footfall")
 	if cfg, err = loadConfig(withDatabase); err != nil {
 		return err
 	}
-	if err = cluster.createDatabase(ctx, "footfall"); err != nil {
+	if err = cluster.CreateDatabase(ctx, "footfall"); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "data in %s\npsql '%s'\n%s\n", dir, cluster.url("footfall"), howToOpen(cfg.ListenAddr))
+	fmt.Fprintf(out, "data in %s\npsql '%s'\n%s\n", dir, cluster.URL("footfall"), howToOpen(cfg.ListenAddr))
 	return serve(ctx, cfg, out)
 }
 
@@ -157,19 +157,6 @@ func howToOpen(listenAddr string) string {
 		return fmt.Sprintf("curl --unix-socket %s http://footfall/", addr)
 	}
 	return fmt.Sprintf("open http://%s", addr)
-}
-
-// devDir is where the development cluster lives. Root's own cache folder cannot
-// be entered by the account that the server must run as, so root has another.
-func devDir() (string, error) {
-	if os.Getuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
-		return "/var/cache/footfall", nil
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("find the cache folder: %w", err)
-	}
-	return filepath.Join(cache, "footfall"), nil
 }
 
 // verifyCommand recounts and prints each comparison.
@@ -264,7 +251,7 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 // forgetCommand removes what is kept of the visitor with this address, in any
 // form that a proxy writes. No message holds the address.
 func forgetCommand(ctx context.Context, cfg config, out io.Writer, address string) error {
-	addr, ok := parseAddr(address)
+	client, ok := visitor.Parse(address)
 	if !ok {
 		return &usageError{errors.New("forget wants one address, such as 192.0.2.7 or 2001:db8::7, as its argument or on standard input")}
 	}
@@ -281,7 +268,7 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, address strin
 	if err != nil {
 		return err
 	}
-	visits, err := store.forget(ctx, h.visitor(addr))
+	visits, err := store.forget(ctx, h.ID(client))
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"footfall/internal/visitor"
 	"io"
 	"net"
 	"net/http"
@@ -98,15 +99,15 @@ footfall: VISITOR_KEY has 7 bytes, want at least 32, such as the output of: open
 func TestUnreachableDatabase(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	db := openTestStore(t, c.url("footfall")).reads
+	db := openTestStore(t, c.URL("footfall")).reads
 	execute(t, db, `ALTER ROLE footfall PASSWORD 'rightright'`)
-	require.NoError(t, os.WriteFile(filepath.Join(c.data(), "pg_hba.conf"), []byte("local all all scram-sha-256\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(c.Data(), "pg_hba.conf"), []byte("local all all scram-sha-256\n"), 0o600))
 	execute(t, db, `SELECT pg_reload_conf()`)
 	withPassword := func(user, password, database string) string {
-		return "postgres://" + user + ":" + password + "@/" + database + "?host=" + c.sockets
+		return "postgres://" + user + ":" + password + "@/" + database + "?host=" + c.Sockets
 	}
 	eventually(t, "passwords are asked for", func() bool {
-		s := openStore(connConfig(t, c.url("footfall")))
+		s := openStore(connConfig(t, c.URL("footfall")))
 		defer s.close()
 		return s.reads.PingContext(t.Context()) != nil
 	})
@@ -261,7 +262,7 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 func TestBuildIsReproducible(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "another", "folder")
 	require.NoError(t, os.MkdirAll(elsewhere, 0o755))
-	for _, pattern := range []string{"*.go", "go.*", "version.txt", "Makefile", "sql/*", "assets/*"} {
+	for _, pattern := range []string{"*.go", "internal/*/*.go", "go.*", "version.txt", "Makefile", "sql/*", "assets/*"} {
 		files, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		require.NotEmpty(t, files, pattern)
@@ -373,7 +374,7 @@ func TestForgetImported(t *testing.T) {
 	_, err := r.record(both)
 	require.NoError(t, err)
 	requireVerified(t, s)
-	for id, want := range map[visitorID]int64{both: 6, before: 7} {
+	for id, want := range map[visitor.ID]int64{both: 6, before: 7} {
 		visits, err := s.forget(t.Context(), id)
 		require.NoError(t, err)
 		assert.Equal(t, want, visits)

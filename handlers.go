@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"log/slog"
 	"maps"
 	"net/http"
-	"net/netip"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -31,7 +31,7 @@ type server struct {
 
 // counter is what it takes to count a visit.
 type counter struct {
-	hasher   hasher
+	hasher   visitor.Hasher
 	recorder *recorder
 }
 
@@ -74,18 +74,18 @@ func (s *server) routes() http.Handler {
 
 // index counts the visit and shows the page.
 func (s *server) index(w http.ResponseWriter, r *http.Request) error {
-	addr, from := clientAddr(r, s.cfg.TrustedProxies)
-	y := you{Result: notCounted(r), Source: from}
-	if y.Result == counted && from == fromNobody {
-		y.Result = noAddress
+	client := visitor.ClientOf(r, s.cfg.TrustedProxies)
+	y := you{Result: visitor.Uncounted(r), Source: client.Source}
+	if y.Result == visitor.Counted && client.Source == visitor.FromNobody {
+		y.Result = visitor.NoAddress
 	}
 	status := http.StatusOK
-	number, everyone, err := s.visit(r.Context(), addr, y.Result == counted)
+	number, everyone, err := s.visit(r.Context(), client, y.Result == visitor.Counted)
 	if err != nil {
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
 		y.NoDatabase = true
-		if y.Result == counted {
+		if y.Result == visitor.Counted {
 			y.Result = unconfirmed
 			if errors.Is(err, errNotCounted) {
 				y.Result = unavailable
@@ -93,15 +93,21 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		}
 		everyone = s.page.render(nil)
 	}
-	s.metrics.visit(y.Result, from, scope(addr))
+	s.metrics.visit(y.Result, client.Source, client.Scope())
 	return everyone.write(w, status, y, number)
 }
 
+// What became of a visit that could have counted, beside [visitor.Counted].
+const (
+	unavailable visitor.Result = "unavailable" // not counted: the database could not be asked
+	unconfirmed visitor.Result = "unconfirmed" // counted or not: the database did not answer in time
+)
+
 var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCounted)
 
-// visit counts a visit of addr, or only looks, and returns the visitor's number
+// visit counts a visit of client, or only looks, and returns the visitor's number
 // and the page.
-func (s *server) visit(ctx context.Context, addr netip.Addr, count bool) (int64, *everyone, error) {
+func (s *server) visit(ctx context.Context, client visitor.Client, count bool) (int64, *everyone, error) {
 	// A service that was killed and started again answers its first requests a
 	// little later, not with an error.
 	select {
@@ -113,10 +119,7 @@ func (s *server) visit(ctx context.Context, addr netip.Addr, count bool) (int64,
 	if c == nil {
 		return 0, nil, errStarting
 	}
-	var id visitorID
-	if addr.IsValid() {
-		id = c.hasher.visitor(addr)
-	}
+	id := c.hasher.ID(client)
 	if !count {
 		t, number, err := s.look(ctx, id)
 		if err != nil {
@@ -133,7 +136,7 @@ func (s *server) visit(ctx context.Context, addr netip.Addr, count bool) (int64,
 }
 
 // look reads what the page shows to a visitor who is not counted.
-func (s *server) look(ctx context.Context, id visitorID) (t *tally, number int64, err error) {
+func (s *server) look(ctx context.Context, id visitor.ID) (t *tally, number int64, err error) {
 	err = s.read(ctx, func(ctx context.Context) (err error) {
 		t, number, err = s.store.look(ctx, utcDay(s.now()), id[:])
 		return err

@@ -351,7 +351,7 @@ func TestTableLocked(t *testing.T) {
 func TestDatabaseStopsAndComesBack(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	s := newTestServer(t, c.url("footfall"))
+	s := newTestServer(t, c.URL("footfall"))
 	for range 5 {
 		require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 		require.Equal(t, http.StatusOK, s.ask("GET", "/api/stats").Code)

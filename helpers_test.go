@@ -7,6 +7,8 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"fmt"
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 	"html"
 	"io"
 	"log/slog"
@@ -69,12 +71,12 @@ func withPostgres(run func() int) (status int, err error) {
 			return 0, err
 		}
 		defer os.RemoveAll(dir)
-		c, err := startCluster(context.Background(), dir, fastOptions...)
+		c, err := devdb.Start(context.Background(), dir, fastOptions...)
 		if err != nil {
 			return 0, err
 		}
-		defer c.stop()
-		given = c.url("postgres")
+		defer c.Stop()
+		given = c.URL("postgres")
 	}
 	if postgres.url, err = url.Parse(given); err != nil {
 		return 0, fmt.Errorf("TEST_DATABASE_URL: %w", err)
@@ -155,14 +157,14 @@ func newStore(t testing.TB) *store {
 }
 
 // prepared brings a database to where counting can begin.
-func prepared(t testing.TB, s *store) hasher {
+func prepared(t testing.TB, s *store) visitor.Hasher {
 	t.Helper()
 	h, err := prepareWith(t, s, nil)
 	require.NoError(t, err)
 	return h
 }
 
-func prepareWith(t testing.TB, s *store, key []byte) (hasher, error) {
+func prepareWith(t testing.TB, s *store, key []byte) (visitor.Hasher, error) {
 	return prepareDatabase(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
 }
 
@@ -203,7 +205,7 @@ func execute(t testing.TB, db *sql.DB, query string, args ...any) {
 // testCluster is a server that one test has to itself, to stop it and to start
 // it again.
 type testCluster struct {
-	*cluster
+	*devdb.Cluster
 	options []string
 }
 
@@ -213,10 +215,10 @@ func newCluster(t testing.TB, options ...string) *testCluster {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	options = append(fastOptions[:len(fastOptions):len(fastOptions)], options...)
-	c, err := startCluster(t.Context(), dir, options...)
+	c, err := devdb.Start(t.Context(), dir, options...)
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, c.stop()) })
-	require.NoError(t, c.createDatabase(t.Context(), "footfall"))
+	t.Cleanup(func() { assert.NoError(t, c.Stop()) })
+	require.NoError(t, c.CreateDatabase(t.Context(), "footfall"))
 	return &testCluster{c, options}
 }
 
@@ -224,10 +226,10 @@ func newCluster(t testing.TB, options ...string) *testCluster {
 // it down, SIGQUIT lets it fall without a checkpoint.
 func (c *testCluster) end(t testing.TB, signal syscall.Signal) {
 	t.Helper()
-	pid := serverPID(t, c.dir)
+	pid := serverPID(t, c.Dir)
 	require.NoError(t, syscall.Kill(pid, signal))
 	eventually(t, "the server has ended", func() bool {
-		_, err := os.Stat(filepath.Join(c.data(), "postmaster.pid")) // its last act, if it has one, is to remove this
+		_, err := os.Stat(filepath.Join(c.Data(), "postmaster.pid")) // its last act, if it has one, is to remove this
 		return err != nil || syscall.Kill(pid, 0) == syscall.ESRCH
 	})
 }
@@ -235,7 +237,7 @@ func (c *testCluster) end(t testing.TB, signal syscall.Signal) {
 // begin starts the ended server again, on the same socket.
 func (c *testCluster) begin(t testing.TB) {
 	t.Helper()
-	require.NoError(t, c.launch(c.options...))
+	require.NoError(t, c.Launch(c.options...))
 }
 
 // eventually awaits a condition, looking every 5 ms.
@@ -492,7 +494,7 @@ func closeRecorder(t testing.TB, r *recorder) {
 }
 
 // numbered is the visitor number i.
-func numbered(i int) (id visitorID) {
+func numbered(i int) (id visitor.ID) {
 	binary.BigEndian.PutUint64(id[8:], uint64(i))
 	return id
 }
@@ -500,7 +502,7 @@ func numbered(i int) (id visitorID) {
 // hand gives visits to the recorder in one batch, as far as one day allows,
 // and does not wait for it. Unlike a real visit they have a minute's time, so
 // that a slow machine gives none of them up.
-func hand(t testing.TB, r *recorder, ids ...visitorID) []visit {
+func hand(t testing.TB, r *recorder, ids ...visitor.ID) []visit {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -583,7 +585,7 @@ func scan(t testing.TB, s *store, value any, query string, args ...any) {
 	require.NoError(t, s.reads.QueryRowContext(t.Context(), query, args...).Scan(value))
 }
 
-func visitsOf(t testing.TB, s *store, id visitorID) (n int64) {
+func visitsOf(t testing.TB, s *store, id visitor.ID) (n int64) {
 	t.Helper()
 	scan(t, s, &n, `SELECT COALESCE((SELECT visits FROM visitors WHERE id = $1), 0)`, id[:])
 	return n
@@ -603,8 +605,8 @@ func requireExactly(t testing.TB, s *store, visits int64) {
 func november(day int) time.Time { return time.Date(2026, time.November, day, 12, 0, 0, 0, time.UTC) }
 
 // someone is a visitor; each name another one.
-func someone(name string) visitorID {
-	var id visitorID
+func someone(name string) visitor.ID {
+	var id visitor.ID
 	copy(id[:], name)
 	return id
 }
@@ -865,11 +867,11 @@ func (l *ledger) compare(row func(visitor int) int64) (lost, doubled int64) {
 }
 
 // rowOf reads the visits of address number i.
-func rowOf(t testing.TB, s *store, h hasher) func(i int) int64 {
+func rowOf(t testing.TB, s *store, h visitor.Hasher) func(i int) int64 {
 	return func(i int) int64 {
-		addr, ok := parseAddr(address(i))
+		client, ok := visitor.Parse(address(i))
 		require.True(t, ok)
-		return visitsOf(t, s, h.visitor(addr))
+		return visitsOf(t, s, h.ID(client))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"footfall/internal/devdb"
 	"io"
 	"os"
 	"os/signal"
@@ -77,7 +78,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 		_, err := fmt.Fprintln(out, thisBuild())
 		return err
 	case "dev":
-		dir, err := devDir()
+		dir, err := devdb.DefaultDir()
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"footfall/internal/visitor"
 	"maps"
 	"os"
 	"runtime"
@@ -21,7 +22,7 @@ type metrics struct {
 	mu        sync.Mutex
 	requests  map[[2]string]uint64 // by route, status
 	durations map[string]*histogram
-	visits    map[result]uint64
+	visits    map[visitor.Result]uint64
 	clients   map[[2]string]uint64 // by source, scope
 	batches   map[string]uint64    // by result
 	commits   histogram
@@ -37,7 +38,7 @@ func newMetrics() *metrics {
 		durations: map[string]*histogram{},
 		clients:   map[[2]string]uint64{},
 		// There from the start, so that a rate sees the first one.
-		visits:  map[result]uint64{counted: 0, isBot: 0, isPrefetch: 0, isHead: 0, noAddress: 0, unavailable: 0, unconfirmed: 0},
+		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Prefetch: 0, visitor.Head: 0, visitor.NoAddress: 0, unavailable: 0, unconfirmed: 0},
 		batches: map[string]uint64{"committed": 0, "retried": 0, "abandoned": 0},
 	}
 	return m
@@ -81,11 +82,11 @@ func statusText(status int) string {
 }
 
 // visit notes a request for the page, and where its client's address came from.
-func (m *metrics) visit(r result, from source, scope string) {
+func (m *metrics) visit(r visitor.Result, from visitor.Source, scope string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.visits[r]++
-	if from != fromNobody {
+	if from != visitor.FromNobody {
 		m.clients[[2]string{string(from), scope}]++
 	}
 }

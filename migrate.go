@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"io/fs"
 	"log/slog"
 	"regexp"
@@ -266,14 +267,14 @@ func compareMigrations(ms []migration, done []applied) error {
 // prepareDatabase brings the database to where counting can begin: migrated, with its
 // visitor key, and with the visitors of the original imported. Where nothing
 // of that is pending it takes no lock and writes nothing.
-func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (hasher, error) {
+func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (visitor.Hasher, error) {
 	ms := ourMigrations()
 	done, err := appliedMigrations(ctx, db)
 	if err == nil {
 		err = compareMigrations(ms, done)
 	}
 	if err != nil {
-		return hasher{}, fmt.Errorf("migrate: %w", err)
+		return visitor.Hasher{}, fmt.Errorf("migrate: %w", err)
 	}
 	if n := len(done) - len(ms); n > 0 {
 		log.Warn("the database is newer than this program", "unknown_migrations", n)
@@ -281,7 +282,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	if len(done) >= len(ms) {
 		h, found, err := findKey(ctx, db, key)
 		if err != nil {
-			return hasher{}, err
+			return visitor.Hasher{}, err
 		}
 		pending, err := takeoverPending(ctx, db)
 		if err != nil || found && !pending {
@@ -289,7 +290,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 		}
 	}
 	var (
-		h      hasher
+		h      visitor.Hasher
 		ran    []migrationRun
 		report *imported
 	)
@@ -308,7 +309,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 		return err
 	})
 	if err != nil {
-		return hasher{}, err
+		return visitor.Hasher{}, err
 	}
 	for _, m := range ran {
 		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
@@ -336,42 +337,44 @@ const (
 // false: not yet. The key is the configured one, or the one that the database
 // keeps. Another key than before would count every visitor a second time, so it
 // is refused.
-func findKey(ctx context.Context, q queryer, configured []byte) (hasher, bool, error) {
+func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher, bool, error) {
 	fingerprint, err := readSetting(ctx, q, settingFingerprint)
 	if err != nil || fingerprint == "" {
-		return hasher{}, false, err
+		return visitor.Hasher{}, false, err
 	}
-	h := hasher{configured}
+	key := configured
 	if configured == nil {
 		kept, err := readSetting(ctx, q, settingKey)
 		if err != nil {
-			return hasher{}, false, err
+			return visitor.Hasher{}, false, err
 		}
 		if kept == "" {
-			return hasher{}, false, refuse("VISITOR_KEY is not set, but this database was counted with one (fingerprint %s): set it again, any other would count every visitor a second time", fingerprint)
+			return visitor.Hasher{}, false, refuse("VISITOR_KEY is not set, but this database was counted with one (fingerprint %s): set it again, any other would count every visitor a second time", fingerprint)
 		}
-		if h.key, err = hex.DecodeString(kept); err != nil {
-			return hasher{}, false, refuse("the visitor key kept in the database is damaged: restore table settings from a backup")
+		if key, err = hex.DecodeString(kept); err != nil {
+			return visitor.Hasher{}, false, refuse("the visitor key kept in the database is damaged: restore table settings from a backup")
 		}
 	}
-	if h.fingerprint() != fingerprint {
-		return hasher{}, false, refuse("VISITOR_KEY has the fingerprint %s, but this database was counted with %s: set the earlier key again, this one would count every visitor a second time", h.fingerprint(), fingerprint)
+	h := visitor.NewHasher(key)
+	if h.Fingerprint() != fingerprint {
+		return visitor.Hasher{}, false, refuse("VISITOR_KEY has the fingerprint %s, but this database was counted with %s: set the earlier key again, this one would count every visitor a second time", h.Fingerprint(), fingerprint)
 	}
 	return h, true, nil
 }
 
 // makeKey returns the hasher of a database that is new: with the configured
 // key, or with a random one that the database keeps.
-func makeKey(ctx context.Context, tx *sql.Tx, configured []byte) (hasher, error) {
-	h := hasher{configured}
-	if configured == nil {
-		h.key = make([]byte, minVisitorKey)
-		rand.Read(h.key) // never fails
-		if err := writeSetting(ctx, tx, settingKey, hex.EncodeToString(h.key)); err != nil {
-			return hasher{}, err
+func makeKey(ctx context.Context, tx *sql.Tx, configured []byte) (visitor.Hasher, error) {
+	key := configured
+	if key == nil {
+		key = make([]byte, minVisitorKey)
+		rand.Read(key) // never fails
+		if err := writeSetting(ctx, tx, settingKey, hex.EncodeToString(key)); err != nil {
+			return visitor.Hasher{}, err
 		}
 	}
-	return h, writeSetting(ctx, tx, settingFingerprint, h.fingerprint())
+	h := visitor.NewHasher(key)
+	return h, writeSetting(ctx, tx, settingFingerprint, h.Fingerprint())
 }
 
 // readSetting returns "" for a setting that is not there.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"footfall/internal/visitor"
 	"io/fs"
 	"log/slog"
 	"strings"
@@ -321,9 +322,9 @@ func TestTakeOver(t *testing.T) {
 	for address, want := range map[string]int64{
 		"198.51.100.7": 7, "2001:db8:1:2::ffff": 30, "2001:db8:1:3::1": 5, "203.0.113.1": 0, "203.0.113.2": 0, "203.0.113.3": 2147483647,
 	} {
-		addr, ok := parseAddr(address)
+		client, ok := visitor.Parse(address)
 		require.True(t, ok)
-		id := h.visitor(addr)
+		id := h.ID(client)
 		_, number, err := s.look(t.Context(), utcDay(november(24)), id[:])
 		require.NoError(t, err)
 		assert.Equal(t, want, number, address)
@@ -340,8 +341,8 @@ func TestTakeOver(t *testing.T) {
 	date := november(24)
 	r := newTestRecorder(t, s)
 	r.now = func() time.Time { return date }
-	addr, _ := parseAddr("198.51.100.7")
-	v, err := r.record(h.visitor(addr))
+	client, _ := visitor.Parse("198.51.100.7")
+	v, err := r.record(h.ID(client))
 	require.NoError(t, err)
 	assert.Equal(t, int64(8), v.number())
 	assert.Equal(t, int64(visitors), v.receipt.visitors)

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"html/template"
 	"io/fs"
 	"mime"
@@ -113,8 +114,8 @@ func (p *pastRows) render(days []day) (template.HTML, error) {
 // you is what the page says to one visitor, but for the number.
 type you struct {
 	Problem    string // why this is not the page; the rest is then of no interest
-	Result     result
-	Source     source
+	Result     visitor.Result
+	Source     visitor.Source
 	NoDatabase bool
 	Digits     int // the length of the number with its commas
 	Once       bool
@@ -173,7 +174,7 @@ func (p *everyone) write(w http.ResponseWriter, status int, y you, visits int64)
 	buf.Write(p.below)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
-	if y.Result == isHead {
+	if y.Result == visitor.Head {
 		// A GET would be counted and see another page, so there is no
 		// Content-Length that holds (RFC 9110, section 8.6).
 		h.Set("Content-Type", "text/html; charset=utf-8")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"footfall/internal/visitor"
 	"io"
 	"math"
 	"net/http"
@@ -38,7 +39,7 @@ func TestPageStates(t *testing.T) {
 		absent []string
 	}{
 		"before the first visit": {
-			aTally(), you{Result: isBot, Source: fromPeer}, 0,
+			aTally(), you{Result: visitor.Bot, Source: visitor.FromPeer}, 0,
 			[]string{
 				"You have not been counted on this page.",
 				"This visit was not counted: your browser calls itself a bot, crawler, spider, monitor or link preview. Recognised by your direct address.",
@@ -48,7 +49,7 @@ func TestPageStates(t *testing.T) {
 		},
 		"the first visit": {
 			&tally{visits: 1, visitors: 1, days: aTally(1).days, since: monday, database: "PostgreSQL 17.2"},
-			you{Result: counted, Source: fromPeer}, 1,
+			you{Result: visitor.Counted, Source: visitor.FromPeer}, 1,
 			[]string{
 				"You have visited this page 1 time.", "This visit was counted. Recognised by your direct address.",
 				"1 visitor 1 visit 1 visit today", "most: 1 today", "today, 2 Mar: 1", "1 visit in 30 days, as a table",
@@ -57,7 +58,7 @@ func TestPageStates(t *testing.T) {
 			[]string{"1 times", "1 visits", "1 visitors", "no visit on any"},
 		},
 		"thirty days": {
-			month, you{Result: counted, Source: fromForwarded}, 12,
+			month, you{Result: visitor.Counted, Source: visitor.FromForwarded}, 12,
 			[]string{
 				"You have visited this page 12 times.",
 				"This visit was counted. Recognised by the address that a trusted proxy forwarded.",
@@ -67,32 +68,32 @@ func TestPageStates(t *testing.T) {
 			[]string{"12 time."},
 		},
 		"a day of none": {
-			aTally(2, 0, 0), you{Result: isPrefetch, Source: fromPeer}, 2,
+			aTally(2, 0, 0), you{Result: visitor.Prefetch, Source: visitor.FromPeer}, 2,
 			[]string{
 				"You have visited this page 2 times.", "0 visits today", "most: 2 on 28 Feb", "today, 2 Mar: 0",
 				"This visit was not counted: your browser fetched the page ahead of time.",
 			}, nil,
 		},
 		"millions": {
-			million, you{Result: counted, Source: fromPeer}, 1_234_567,
+			million, you{Result: visitor.Counted, Source: visitor.FromPeer}, 1_234_567,
 			[]string{"You have visited this page 1,234,567 times.", "7,654,321 visitors 91,234,567 visits 1,234,567 visits today", "most: 1,234,567 today"}, nil,
 		},
 		"no address": {
-			month, you{Result: noAddress, Source: fromNobody}, 0,
+			month, you{Result: visitor.NoAddress, Source: visitor.FromNobody}, 0,
 			[]string{"This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}, []string{"Recognised by"},
 		},
 		"no database": {
-			nil, you{Result: unconfirmed, Source: fromPeer, NoDatabase: true}, 0,
+			nil, you{Result: unconfirmed, Source: visitor.FromPeer, NoDatabase: true}, 0,
 			[]string{"The database does not answer.", "Your visit may not have been counted. Please come back in a moment.", "footfall 1.2.3, deployed by Ann."},
 			[]string{"visits today", "Counting since", "was counted."},
 		},
 		"no database, not asked": {
-			nil, you{Result: unavailable, Source: fromPeer, NoDatabase: true}, 0,
+			nil, you{Result: unavailable, Source: visitor.FromPeer, NoDatabase: true}, 0,
 			[]string{"The database does not answer.", "Your visit was not counted. Please come back in a moment."},
 			[]string{"Your visit may"},
 		},
 		"no database, not counted": {
-			nil, you{Result: isBot, Source: fromPeer, NoDatabase: true}, 0,
+			nil, you{Result: visitor.Bot, Source: visitor.FromPeer, NoDatabase: true}, 0,
 			[]string{"The database does not answer.", "The numbers are back as soon as it is.", "This visit was not counted"},
 			[]string{"Your visit may"},
 		},
@@ -120,20 +121,20 @@ func TestPageStates(t *testing.T) {
 
 func TestPageTrail(t *testing.T) {
 	for number, strides := range map[int64]int{1: 1, 2: 2, 39: 39, 40: 40, 1_000_000: 40} {
-		body := rendered(t, &page{}, aTally(1), you{Result: counted}, number)
+		body := rendered(t, &page{}, aTally(1), you{Result: visitor.Counted}, number)
 		assert.Contains(t, body, fmt.Sprintf(`viewBox="0 0 %d 40"`, strides*40), number)
 	}
-	assert.NotContains(t, rendered(t, &page{}, aTally(1), you{Result: isBot}, 0), "trail")
+	assert.NotContains(t, rendered(t, &page{}, aTally(1), you{Result: visitor.Bot}, 0), "trail")
 }
 
 // What is kept of one page must not show on the next.
 func TestPageFollowsTheCount(t *testing.T) {
 	p := &page{}
 	read := func(tl *tally, y you, number int64) string { return pageText(rendered(t, p, tl, y, number)) }
-	first := read(aTally(5, 3), you{Result: counted, Source: fromPeer}, 2)
+	first := read(aTally(5, 3), you{Result: visitor.Counted, Source: visitor.FromPeer}, 2)
 	assert.Contains(t, first, "1 Mar 5 3 2 2 Mar 3 2 1")
 	assert.Contains(t, first, "this page 2 times")
-	late := read(aTally(6, 4), you{Result: counted, Source: fromForwarded}, 3) // a visit of yesterday came late
+	late := read(aTally(6, 4), you{Result: visitor.Counted, Source: visitor.FromForwarded}, 3) // a visit of yesterday came late
 	assert.Contains(t, late, "1 Mar 6 3 3 2 Mar 4 2 2")
 	assert.Contains(t, late, "this page 3 times")
 	assert.Contains(t, late, "trusted proxy")
@@ -150,7 +151,7 @@ func TestPageNamesWhoDeployedIt(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			body := rendered(t, &page{userName: tt.name, userURL: tt.url}, aTally(1), you{Result: counted}, 1)
+			body := rendered(t, &page{userName: tt.name, userURL: tt.url}, aTally(1), you{Result: visitor.Counted}, 1)
 			assert.Contains(t, body, tt.want)
 			assert.NotContains(t, body, "<script")
 		})
@@ -196,7 +197,7 @@ func TestPageSize(t *testing.T) {
 	for i := range historyDays {
 		visits = append(visits, 100_000+int64(i)) // each number as long as a busy page's
 	}
-	body := rendered(t, &page{userName: "Ann", userURL: "https://example.org/"}, aTally(visits...), you{Result: counted, Source: fromForwarded}, 123_456)
+	body := rendered(t, &page{userName: "Ann", userURL: "https://example.org/"}, aTally(visits...), you{Result: visitor.Counted, Source: visitor.FromForwarded}, 123_456)
 	sum := len(body)
 	for _, file := range assets {
 		sum += len(file.plain)
@@ -386,13 +387,13 @@ func TestGroup(t *testing.T) {
 func TestEverySentence(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	for _, result := range []result{counted, isBot, isPrefetch, noAddress, unavailable, unconfirmed} {
-		for _, source := range []source{fromPeer, fromForwarded, fromNobody} {
+	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Prefetch, visitor.NoAddress, unavailable, unconfirmed} {
+		for _, source := range []visitor.Source{visitor.FromPeer, visitor.FromForwarded, visitor.FromNobody} {
 			w := httptest.NewRecorder()
 			p := s.page.render(nil)
 			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable || result == unconfirmed}, 3))
 			text := pageText(w.Body.String())
-			assert.Equal(t, result == counted, strings.Contains(text, "This visit was counted."), "%s", result)
+			assert.Equal(t, result == visitor.Counted, strings.Contains(text, "This visit was counted."), "%s", result)
 			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
 			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
 			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"footfall/internal/visitor"
 	"html"
 	"image"
 	"image/color"
@@ -37,7 +38,7 @@ func TestPicture(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.Handle("GET /assets/{file}", s.try(s.asset))
 	mux.Handle("GET /{$}", s.try(func(w http.ResponseWriter, r *http.Request) error {
-		return s.page.render(example).write(w, http.StatusOK, you{Result: counted, Source: fromForwarded}, 12)
+		return s.page.render(example).write(w, http.StatusOK, you{Result: visitor.Counted, Source: visitor.FromForwarded}, 12)
 	}))
 	web := httptest.NewServer(s.secured(mux))
 	defer web.Close()

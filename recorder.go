@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"log/slog"
 	"slices"
 	"sync"
@@ -51,14 +52,14 @@ type recorder struct {
 // batch is the visits that are committed together. All are of one day.
 type batch struct {
 	date     time.Time
-	deadline time.Time           // of its first visit; none waits longer
-	visits   map[visitorID]int64 // how many of each visitor
-	size     int                 // their sum
+	deadline time.Time            // of its first visit; none waits longer
+	visits   map[visitor.ID]int64 // how many of each visitor
+	size     int                  // their sum
 
 	done    chan struct{} // closed when the rest is there
 	err     error
 	receipt *receipt
-	numbers map[visitorID]int64 // from the receipt
+	numbers map[visitor.ID]int64 // from the receipt
 
 	once   sync.Once // of share
 	shared any
@@ -74,7 +75,7 @@ func (b *batch) share(make func() any) any {
 // visit is one place in a batch.
 type visit struct {
 	*batch
-	id  visitorID
+	id  visitor.ID
 	nth int64 // of this visitor's visits in the batch, from 1
 }
 
@@ -96,7 +97,7 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 // when the client has gone: the visit is counted all the same. An error that is
 // not [errNotCounted] means that the visit may have been counted; it is not
 // sent again.
-func (r *recorder) record(id visitorID) (visit, error) {
+func (r *recorder) record(id visitor.ID) (visit, error) {
 	r.mu.Lock()
 	v, err := r.join(id)
 	r.mu.Unlock()
@@ -109,7 +110,7 @@ func (r *recorder) record(id visitorID) (visit, error) {
 }
 
 // join puts a visit into the last batch of the queue, or into a new one.
-func (r *recorder) join(id visitorID) (visit, error) {
+func (r *recorder) join(id visitor.ID) (visit, error) {
 	switch {
 	case r.closed:
 		return visit{}, errStopping
@@ -127,7 +128,7 @@ func (r *recorder) join(id visitorID) (visit, error) {
 		b = &batch{
 			date:     date,
 			deadline: time.Now().Add(visitTimeout),
-			visits:   make(map[visitorID]int64),
+			visits:   make(map[visitor.ID]int64),
 			done:     make(chan struct{}),
 		}
 		r.queue = append(r.queue, b)
@@ -218,16 +219,16 @@ func (r *recorder) commit(b *batch) error {
 	slices.SortFunc(ids, bytes.Compare)
 	visits := make([]int64, len(ids))
 	for i, id := range ids {
-		visits[i] = b.visits[visitorID(id)]
+		visits[i] = b.visits[visitor.ID(id)]
 	}
 
 	sent := false
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		answer, err := r.send(ctx, b.date, ids, visits)
 		if err == nil {
-			b.receipt, b.numbers = answer, make(map[visitorID]int64, len(ids))
+			b.receipt, b.numbers = answer, make(map[visitor.ID]int64, len(ids))
 			for i, id := range ids {
-				b.numbers[visitorID(id)] = answer.numbers[i]
+				b.numbers[visitor.ID(id)] = answer.numbers[i]
 			}
 			return nil
 		}

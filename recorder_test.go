@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -157,7 +158,7 @@ func TestTooManyWait(t *testing.T) {
 	release := holdTotals(t, s)
 	waiting := hand(t, r, numbered(0))
 	underWay(t, r)
-	ids := make([]visitorID, maxWaiting-1)
+	ids := make([]visitor.ID, maxWaiting-1)
 	for i := range ids {
 		ids[i] = numbered(i)
 	}
@@ -443,7 +444,7 @@ func TestInstancesDoNotDeadlock(t *testing.T) {
 		r.now = func() time.Time { return midnight.Add(time.Duration(i-1) * time.Hour) }
 		wg.Go(func() {
 			for range rounds {
-				ids := make([]visitorID, perBatch)
+				ids := make([]visitor.ID, perBatch)
 				for j := range ids {
 					ids[j] = numbered(random.IntN(visitors))
 				}
@@ -507,7 +508,7 @@ func TestRetryable(t *testing.T) {
 
 // model is what a map says of the count: every row of visitors, days and totals.
 type model struct {
-	visitors map[visitorID]*modelVisitor
+	visitors map[visitor.ID]*modelVisitor
 	days     map[time.Time]*day
 	visits   int64
 
@@ -521,7 +522,7 @@ type modelVisitor struct {
 }
 
 // count adds one visit, and returns its number when no other is on its way.
-func (m *model) count(id visitorID, date time.Time) int64 {
+func (m *model) count(id visitor.ID, date time.Time) int64 {
 	v := m.visitors[id]
 	if v == nil {
 		v = &modelVisitor{days: map[time.Time]bool{}, first: date}
@@ -575,7 +576,7 @@ func (m *model) requireEqual(t testing.TB, s *store) {
 		var first, last time.Time
 		var before bool
 		require.NoError(t, rows.Scan(&id, &visits, &first, &last, &before))
-		want := m.visitors[visitorID(id)]
+		want := m.visitors[visitor.ID(id)]
 		require.NotNil(t, want)
 		newest := slices.MaxFunc(slices.Collect(maps.Keys(want.days)), time.Time.Compare)
 		require.Equal(t, []any{want.visits, want.first, newest, want.days[newest.AddDate(0, 0, -1)]},
@@ -613,8 +614,8 @@ func TestAgainstModel(t *testing.T) {
 		instances[i].cutter, instances[i].url = newCutter(t, databaseURL)
 		start(&instances[i])
 	}
-	m := &model{visitors: map[visitorID]*modelVisitor{}, days: map[time.Time]*day{}}
-	given := map[visitorID]map[int64]bool{}
+	m := &model{visitors: map[visitor.ID]*modelVisitor{}, days: map[time.Time]*day{}}
+	given := map[visitor.ID]map[int64]bool{}
 	for range 150 {
 		if random.IntN(4) == 0 {
 			newest = newest.AddDate(0, 0, 1+random.IntN(2))
@@ -622,7 +623,7 @@ func TestAgainstModel(t *testing.T) {
 		now = newest.AddDate(0, 0, -random.IntN(2))
 		type handed struct {
 			visit
-			id visitorID
+			id visitor.ID
 		}
 		var round []handed
 		for range 6 {
@@ -640,7 +641,7 @@ func TestAgainstModel(t *testing.T) {
 				closeRecorder(t, i.recorder)
 				start(i)
 			}
-			ids := make([]visitorID, 1+random.IntN(20))
+			ids := make([]visitor.ID, 1+random.IntN(20))
 			for j := range ids {
 				ids[j] = numbered(random.IntN(60))
 			}

@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"footfall/internal/visitor"
 	"net/http"
 	"slices"
 	"strings"
@@ -72,7 +73,7 @@ func file(name string) func(context.Context, string) ([]byte, error) {
 // live is the body of what shows the count of the moment.
 func (s *server) live(show func(t *tally, value string) ([]byte, error)) func(context.Context, string) ([]byte, error) {
 	return func(ctx context.Context, value string) ([]byte, error) {
-		t, _, err := s.look(ctx, visitorID{})
+		t, _, err := s.look(ctx, visitor.ID{})
 		if err != nil {
 			return nil, err
 		}

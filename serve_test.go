@@ -27,7 +27,7 @@ func TestServeBeforeTheDatabase(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
 	c.end(t, syscall.SIGINT)
-	r := startUnready(t, "DATABASE_URL", c.url("footfall"))
+	r := startUnready(t, "DATABASE_URL", c.URL("footfall"))
 	expect := func(path string, status int, text string) {
 		t.Helper()
 		answer, body := r.get(t, path)
@@ -108,7 +108,7 @@ func TestServeRefuses(t *testing.T) {
 func TestServeWithoutRightsOnTheSchema(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
-	s := openTestStore(t, c.url("footfall"))
+	s := openTestStore(t, c.URL("footfall"))
 	prepared(t, s)
 	execute(t, s.reads, `
 		REVOKE CREATE ON SCHEMA public FROM PUBLIC;
@@ -116,7 +116,7 @@ func TestServeWithoutRightsOnTheSchema(t *testing.T) {
 		GRANT SELECT ON ALL TABLES IN SCHEMA public TO counting;
 		GRANT INSERT, UPDATE ON visitors, days, totals TO counting;
 		GRANT INSERT, UPDATE, DELETE ON writers TO counting`)
-	r := start(t, "DATABASE_URL", strings.Replace(c.url("footfall"), "footfall@", "counting@", 1))
+	r := start(t, "DATABASE_URL", strings.Replace(c.URL("footfall"), "footfall@", "counting@", 1))
 	_, body := r.get(t, "/")
 	assert.Contains(t, pageText(body), "You have visited this page 1 time.")
 }

@@ -42,7 +42,7 @@ func TestSoakFaults(t *testing.T) {
 
 	// What is confirmed must survive the server's fall: no fast options here.
 	postgres := newCluster(t, "fsync=on", "full_page_writes=on")
-	cutter, through := newCutter(t, postgres.url("footfall"))
+	cutter, through := newCutter(t, postgres.URL("footfall"))
 	// One socket for all lives of the program, as on a deployed host: a client's
 	// connection can take a port while the program is dead, but never a socket.
 	socket := filepath.Join(t.TempDir(), "footfall.sock")
@@ -53,7 +53,7 @@ func TestSoakFaults(t *testing.T) {
 		return cmd, r
 	}
 	process, footfall := begin()
-	s := openTestStore(t, postgres.url("footfall"))
+	s := openTestStore(t, postgres.URL("footfall"))
 	s.reads.SetMaxIdleConns(0) // none that a fault has broken
 	h := prepared(t, s)
 

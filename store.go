@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -305,7 +306,7 @@ type queryer interface {
 // forget removes the row of a visitor and returns its visits; 0: there was none.
 // Totals and days keep them, and how many visitors they have without a row. Like
 // a batch it locks the visitor, then the days, then the totals.
-func (s *store) forget(ctx context.Context, id visitorID) (visits int64, err error) {
+func (s *store) forget(ctx context.Context, id visitor.ID) (visits int64, err error) {
 	err = repeat(ctx, func() error {
 		return s.reads.QueryRowContext(ctx, `
 			WITH gone AS (

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 	"io"
 	"net/http"
 	"net/url"
@@ -99,27 +101,27 @@ func TestVisitorKey(t *testing.T) {
 		s := openTestStore(t, newDatabase(t))
 		first, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
-		assert.Len(t, first.key, minVisitorKey)
+		assert.Equal(t, int64(2*minVisitorKey), queryInt(t, s.reads, `SELECT length(value) FROM settings WHERE name = $1`, settingKey))
 		again, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
 		assert.Equal(t, first, again)
 		_, err = prepareWith(t, s, ours)
-		require.EqualError(t, err, "VISITOR_KEY has the fingerprint "+hasher{ours}.fingerprint()+", but this database was counted with "+first.fingerprint()+": set the earlier key again, this one would count every visitor a second time")
+		require.EqualError(t, err, "VISITOR_KEY has the fingerprint "+visitor.NewHasher(ours).Fingerprint()+", but this database was counted with "+first.Fingerprint()+": set the earlier key again, this one would count every visitor a second time")
 	})
 	t.Run("given", func(t *testing.T) {
 		t.Parallel()
 		s := openTestStore(t, newDatabase(t))
 		h, err := prepareWith(t, s, ours)
 		require.NoError(t, err)
-		assert.Equal(t, ours, h.key)
+		assert.Equal(t, visitor.NewHasher(ours), h)
 		assert.Zero(t, queryInt(t, s.reads, `SELECT count(*) FROM settings WHERE name = $1`, settingKey), "a given key is not kept")
 		_, err = prepareWith(t, s, ours)
 		require.NoError(t, err)
 		_, err = prepareWith(t, s, other)
-		require.ErrorContains(t, err, "VISITOR_KEY has the fingerprint "+hasher{other}.fingerprint())
+		require.ErrorContains(t, err, "VISITOR_KEY has the fingerprint "+visitor.NewHasher(other).Fingerprint())
 		assert.NotContains(t, err.Error(), string(other))
 		_, err = prepareWith(t, s, nil)
-		require.EqualError(t, err, "VISITOR_KEY is not set, but this database was counted with one (fingerprint "+hasher{ours}.fingerprint()+"): set it again, any other would count every visitor a second time")
+		require.EqualError(t, err, "VISITOR_KEY is not set, but this database was counted with one (fingerprint "+visitor.NewHasher(ours).Fingerprint()+"): set it again, any other would count every visitor a second time")
 	})
 	t.Run("damaged", func(t *testing.T) {
 		t.Parallel()
@@ -145,9 +147,9 @@ func TestNoAddressIsStored(t *testing.T) {
 	date := november(24)
 	r := newTestRecorder(t, s)
 	r.now = func() time.Time { return date }
-	addr, ok := parseAddr("198.51.100.7")
+	client, ok := visitor.Parse("198.51.100.7")
 	require.True(t, ok)
-	_, err = r.record(h.visitor(addr))
+	_, err = r.record(h.ID(client))
 	require.NoError(t, err)
 	assert.Equal(t, int64(16), queryInt(t, s.reads, `SELECT length(id) FROM visitors`))
 	for _, table := range []string{"visitors", "days", "totals", "writers", "settings", "schema_migrations"} {
@@ -220,7 +222,7 @@ func TestIsolationOfTheDatabase(t *testing.T) {
 func newSyncStandby(t testing.TB, c *testCluster) *testCluster {
 	t.Helper()
 	standby := newStandby(t, c)
-	primary := openTestStore(t, c.url("footfall"))
+	primary := openTestStore(t, c.URL("footfall"))
 	execute(t, primary.reads, `ALTER SYSTEM SET synchronous_standby_names = '*'`)
 	execute(t, primary.reads, `SELECT pg_reload_conf()`)
 	awaitReplication(t, primary)
@@ -235,13 +237,13 @@ func newStandby(t testing.TB, c *testCluster) *testCluster {
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
 	data := filepath.Join(dir, "data")
 	require.NoError(t, os.Mkdir(data, 0o700))
-	require.NoError(t, c.own(data))
-	output, err := c.command(t.Context(), "pg_basebackup", "--pgdata", data, "--write-recovery-conf", "--checkpoint=fast",
-		"--host", c.sockets, "--username", "footfall").CombinedOutput()
+	require.NoError(t, c.Own(data))
+	output, err := c.Command(t.Context(), "pg_basebackup", "--pgdata", data, "--write-recovery-conf", "--checkpoint=fast",
+		"--host", c.Sockets, "--username", "footfall").CombinedOutput()
 	require.NoError(t, err, "%s", output)
-	standby, err := startCluster(t.Context(), dir, c.options...)
+	standby, err := devdb.Start(t.Context(), dir, c.options...)
 	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, standby.stop()) })
+	t.Cleanup(func() { assert.NoError(t, standby.Stop()) })
 	return &testCluster{standby, c.options}
 }
 
@@ -258,12 +260,12 @@ func awaitReplication(t testing.TB, primary *store) {
 // The primary dies while visits are counted, and the standby takes its place.
 func TestFailover(t *testing.T) {
 	primary := newCluster(t)
-	p := openTestStore(t, primary.url("footfall"))
+	p := openTestStore(t, primary.URL("footfall"))
 	prepared(t, p)
 	standby := newSyncStandby(t, primary)
 
 	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
-		url.QueryEscape(primary.sockets+","+standby.sockets))
+		url.QueryEscape(primary.Sockets+","+standby.Sockets))
 	r := newTestRecorder(t, s)
 	l := newLedger()
 	stop := make(chan struct{})
@@ -289,7 +291,7 @@ func TestFailover(t *testing.T) {
 	eventually(t, "counting", func() bool { return l.countedSince(time.Now().Add(-time.Second)) })
 	primary.end(t, syscall.SIGKILL)
 	start := time.Now()
-	output, err := standby.command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.data()).CombinedOutput()
+	output, err := standby.Command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.Data()).CombinedOutput()
 	require.NoError(t, err, "%s", output)
 	l.watch()
 	eventually(t, "counting again", func() bool { return l.back() > 0 })
@@ -298,7 +300,7 @@ func TestFailover(t *testing.T) {
 	close(stop)
 	wg.Wait()
 
-	promoted := openTestStore(t, standby.url("footfall"))
+	promoted := openTestStore(t, standby.URL("footfall"))
 	awaitQuiet(t, promoted)
 	var rows int64
 	lost, doubled := l.compare(func(visitor int) int64 {
@@ -318,7 +320,7 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 	for _, end := range []string{"pg_terminate_backend", "pg_cancel_backend"} {
 		t.Run(end, func(t *testing.T) {
 			primary := newCluster(t)
-			s := openTestStore(t, primary.url("footfall"))
+			s := openTestStore(t, primary.URL("footfall"))
 			prepared(t, s)
 			standby := newSyncStandby(t, primary)
 			r := newTestRecorder(t, s)
@@ -350,22 +352,22 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 // visits when it is promoted.
 func TestAsynchronousFailoverLoses(t *testing.T) {
 	primary := newCluster(t)
-	s := openTestStore(t, primary.url("footfall"))
+	s := openTestStore(t, primary.URL("footfall"))
 	prepared(t, s)
 	standby := newStandby(t, primary)
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())
 	t.Cleanup(func() { r.close(context.WithoutCancel(t.Context())) }) // in vain: its server is gone
 	numbersOf(t, hand(t, r, numbered(1)))
-	behind := openTestStore(t, standby.url("footfall"))
+	behind := openTestStore(t, standby.URL("footfall"))
 	eventually(t, "the standby has the first visit", func() bool { return visitsOf(t, behind, numbered(1)) == 1 })
 	standby.end(t, syscall.SIGINT)
 	assert.Equal(t, []int64{2, 3}, numbersOf(t, hand(t, r, numbered(1), numbered(1))), "confirmed by the primary alone")
 	primary.end(t, syscall.SIGKILL)
 	standby.begin(t)
-	output, err := standby.command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.data()).CombinedOutput()
+	output, err := standby.Command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.Data()).CombinedOutput()
 	require.NoError(t, err, "%s", output)
-	promoted := openTestStore(t, standby.url("footfall"))
+	promoted := openTestStore(t, standby.URL("footfall"))
 	assert.EqualValues(t, 1, visitsOf(t, promoted, numbered(1)))
 	requireExactly(t, promoted, 1)
 }
@@ -380,7 +382,7 @@ func startPgBouncer(t testing.TB, c *testCluster) func(database string) string {
 	}
 	// Two server connections for everybody: statements of one client land on
 	// different ones, as they do in a busy pool.
-	ini := filepath.Join(c.sockets, "pgbouncer.ini")
+	ini := filepath.Join(c.Sockets, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(ini, fmt.Appendf(nil, `
 [databases]
 * = host=%[1]s user=footfall
@@ -391,9 +393,9 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = 2
 server_round_robin = 1
-`, c.sockets), 0o644))
+`, c.Sockets), 0o644))
 	cmd := exec.Command(bin, ini)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.as} // it refuses root
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.As} // it refuses root
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
@@ -401,7 +403,7 @@ server_round_robin = 1
 		cmd.Wait() // a pooler that a signal ended
 	})
 	through := func(database string) string {
-		return "postgres://footfall@/" + database + "?port=6432&host=" + url.QueryEscape(c.sockets)
+		return "postgres://footfall@/" + database + "?port=6432&host=" + url.QueryEscape(c.Sockets)
 	}
 	s := openTestStore(t, through("postgres")+"&default_query_exec_mode=simple_protocol")
 	eventually(t, "PgBouncer answers", func() bool { return s.reads.PingContext(t.Context()) == nil })
@@ -415,7 +417,7 @@ func TestBehindPgBouncer(t *testing.T) {
 	through := startPgBouncer(t, c)
 	for _, mode := range []string{"exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
-			require.NoError(t, c.createDatabase(t.Context(), mode))
+			require.NoError(t, c.CreateDatabase(t.Context(), mode))
 			databaseURL := through(mode) + "&default_query_exec_mode=" + mode
 			getenv := environment("DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0")
 			var out strings.Builder
@@ -441,7 +443,7 @@ func TestBehindPgBouncer(t *testing.T) {
 			response, _ := footfall.get(t, "/api/stats")
 			assert.Equal(t, http.StatusOK, response.StatusCode)
 
-			direct := openTestStore(t, c.url(mode))
+			direct := openTestStore(t, c.URL(mode))
 			lost, doubled := l.compare(rowOf(t, direct, prepared(t, direct)))
 			assert.Zero(t, lost)
 			assert.Zero(t, doubled)

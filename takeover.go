@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"footfall/internal/visitor"
 	"maps"
 	"slices"
 	"time"
@@ -41,7 +42,7 @@ func takeoverPending(ctx context.Context, q queryer) (pending bool, err error) {
 // takeOver imports the original's visitors if that is pending; else the report
 // is nil. It all happens in tx: an import that is cut off leaves nothing, and
 // none happens twice. The old table stays as it is.
-func takeOver(ctx context.Context, tx *sql.Tx, h hasher) (*imported, error) {
+func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, error) {
 	pending, err := takeoverPending(ctx, tx)
 	if err != nil || !pending {
 		return nil, err
@@ -51,8 +52,8 @@ func takeOver(ctx context.Context, tx *sql.Tx, h hasher) (*imported, error) {
 	if err != nil {
 		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	ids := slices.SortedFunc(maps.Keys(visits), func(a, b visitorID) int { return bytes.Compare(a[:], b[:]) }) // the order in which batches lock rows
-	for chunk := range slices.Chunk(ids, 10_000) {                                                             // keeps a statement's arguments small
+	ids := slices.SortedFunc(maps.Keys(visits), func(a, b visitor.ID) int { return bytes.Compare(a[:], b[:]) }) // the order in which batches lock rows
+	for chunk := range slices.Chunk(ids, 10_000) {                                                              // keeps a statement's arguments small
 		added, err := insertImported(ctx, tx, chunk, visits)
 		if err != nil {
 			return nil, fmt.Errorf("import visitors: %w", err)
@@ -74,7 +75,7 @@ func takeOver(ctx context.Context, tx *sql.Tx, h hasher) (*imported, error) {
 
 // readOriginal returns the visits of each visitor in the original's table.
 // Several of its rows may be one visitor.
-func readOriginal(ctx context.Context, tx *sql.Tx, h hasher) (*imported, map[visitorID]int64, error) {
+func readOriginal(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, map[visitor.ID]int64, error) {
 	rows, err := tx.QueryContext(ctx, `
 		SELECT COALESCE(ip, ''), GREATEST(COALESCE(visits, 0), 0)
 		FROM visitor`)
@@ -83,7 +84,7 @@ func readOriginal(ctx context.Context, tx *sql.Tx, h hasher) (*imported, map[vis
 	}
 	defer rows.Close()
 	var report imported
-	sums := map[visitorID]int64{}
+	sums := map[visitor.ID]int64{}
 	for rows.Next() {
 		var ip string
 		var visits int64
@@ -91,13 +92,13 @@ func readOriginal(ctx context.Context, tx *sql.Tx, h hasher) (*imported, map[vis
 			return nil, nil, err
 		}
 		report.rows++
-		addr, ok := parseAddr(ip)
+		client, ok := visitor.Parse(ip)
 		if !ok {
 			report.skipped++
 			report.skippedVisits += visits
 			continue
 		}
-		sums[h.visitor(addr)] += visits
+		sums[h.ID(client)] += visits
 		report.visits += visits
 	}
 	return &report, sums, rows.Err()
@@ -105,7 +106,7 @@ func readOriginal(ctx context.Context, tx *sql.Tx, h hasher) (*imported, map[vis
 
 // insertImported adds visits that belong to no day, and returns how many of the
 // visitors are new: footfall may have counted some of them already.
-func insertImported(ctx context.Context, tx *sql.Tx, visitors []visitorID, visits map[visitorID]int64) (added int64, err error) {
+func insertImported(ctx context.Context, tx *sql.Tx, visitors []visitor.ID, visits map[visitor.ID]int64) (added int64, err error) {
 	ids := make([][]byte, len(visitors))
 	sums := make([]int64, len(visitors))
 	for i, id := range visitors {

@@ -234,7 +234,7 @@ func (b *bench) store(ctx context.Context, name string, visitors int) error {
 	mac := hmac.New(sha256.New, []byte(b.key))
 	if _, err := conn.CopyFrom(ctx, pgx.Identifier{"visitors"}, []string{"id", "visits", "first_seen", "last_seen"},
 		pgx.CopyFromSlice(visitors, func(i int) ([]any, error) {
-			// The address is 10.x.y.z as in visitors.lua, the hash as in visitor.go.
+			// The address is 10.x.y.z as in visitors.lua, the hash as in internal/visitor.
 			mac.Reset()
 			mac.Write(binary.BigEndian.AppendUint32(nil, 10<<24|uint32(i)))
 			return []any{mac.Sum(nil)[:16], int64(1), today, today}, nil

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 const visitTimeout = 1800 * time.Millisecond
@@ -61,7 +63,7 @@ func (r *recorder) renew(n int64) {
 	r.latest.Store(&answer{receipt: &receipt{tally: t}})
 }
 
-func (r *recorder) record(id visitorID) (visit, error) {
+func (r *recorder) record(id visitor.ID) (visit, error) {
 	n := r.visits.Add(1)
 	if n%r.every == 0 {
 		r.renew(n)

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 const visitTimeout = 1800 * time.Millisecond
@@ -32,7 +34,7 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 	return &recorder{s}
 }
 
-func (r *recorder) record(id visitorID) (visit, error) {
+func (r *recorder) record(id visitor.ID) (visit, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), visitTimeout)
 	defer cancel()
 	today := utcDay(time.Now())

@@ -1,4 +1,4 @@
-package main
+package devdb
 
 import (
 	"os"
@@ -15,16 +15,16 @@ import (
 // and holds what a shell would change.
 func TestDevHalfMade(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(devFolder(t), "it's $HOME "+strings.Repeat("long", 30))
+	dir := filepath.Join(enterable(t), "it's $HOME "+strings.Repeat("long", 30))
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "data.new", "base"), 0o755))
-	_, err := startCluster(t.Context(), dir, "no_such_setting=1")
+	_, err := Start(t.Context(), dir, "no_such_setting=1")
 	require.ErrorContains(t, err, "start PostgreSQL: exit status 1\n")
 	assert.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
-	c, err := startCluster(t.Context(), dir, fastOptions...)
+	c, err := Start(t.Context(), dir, "fsync=off")
 	require.NoError(t, err, "the first try has given everything back")
-	assert.NoError(t, c.createDatabase(t.Context(), "footfall"))
-	assert.NoError(t, c.stop())
-	assert.NoDirExists(t, c.sockets)
+	assert.NoError(t, c.CreateDatabase(t.Context(), "footfall"))
+	assert.NoError(t, c.Stop())
+	assert.NoDirExists(t, c.Sockets)
 }
 
 func TestFindPostgres(t *testing.T) {
@@ -53,4 +53,15 @@ func TestFindPostgresNowhere(t *testing.T) {
 	postgresDirs = nil
 	_, err := findPostgres()
 	assert.EqualError(t, err, "PostgreSQL's server programs are not installed: run make run, which installs them, or install the package postgresql")
+}
+
+// enterable makes a folder that another account can enter, as the server's must
+// where the tests run as root.
+func enterable(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "footfall-test")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
 }

@@ -1,4 +1,6 @@
-package main
+// Package devdb runs a private PostgreSQL on a unix socket, for footfall dev and
+// for tests. Nothing needs to be set up; PostgreSQL must be installed.
+package devdb
 
 import (
 	"context"
@@ -17,21 +19,21 @@ import (
 	"syscall"
 )
 
-// cluster is a private PostgreSQL server on a unix socket. Its folder holds
+// Cluster is a private PostgreSQL server on a unix socket. Its folder holds
 // data, log, lock, and sockets, a link to the folder of the socket.
-type cluster struct {
+type Cluster struct {
 	bin     string // folder of the server programs
-	dir     string
-	sockets string
-	as      *syscall.Credential // the server's account, nil for our own
+	Dir     string
+	Sockets string
+	As      *syscall.Credential // the server's account, nil for our own
 	lock    *os.File
 }
 
-// startCluster makes the cluster in dir if there is none, and starts it. A
+// Start makes the cluster in dir if there is none, and starts it. A
 // server that a killed run left behind is stopped first. options are settings
 // of the server, name=value, without anything that a shell would change.
-func startCluster(ctx context.Context, dir string, options ...string) (_ *cluster, err error) {
-	c := &cluster{dir: dir}
+func Start(ctx context.Context, dir string, options ...string) (_ *Cluster, err error) {
+	c := &Cluster{Dir: dir}
 	if c.bin, err = findPostgres(); err != nil {
 		return nil, err
 	}
@@ -39,7 +41,7 @@ func startCluster(ctx context.Context, dir string, options ...string) (_ *cluste
 		return nil, fmt.Errorf("make the cluster's folder: %w", err)
 	}
 	if os.Getuid() == 0 {
-		if c.as, err = unprivileged(); err != nil {
+		if c.As, err = unprivileged(); err != nil {
 			return nil, err
 		}
 		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
@@ -56,7 +58,7 @@ func startCluster(ctx context.Context, dir string, options ...string) (_ *cluste
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.stop())
+			err = errors.Join(err, c.Stop())
 		}
 	}()
 	if err := c.clear(); err != nil {
@@ -68,67 +70,67 @@ func startCluster(ctx context.Context, dir string, options ...string) (_ *cluste
 	if err := c.makeSockets(); err != nil {
 		return nil, err
 	}
-	if err := c.launch(options...); err != nil {
+	if err := c.Launch(options...); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *cluster) data() string { return filepath.Join(c.dir, "data") }
+func (c *Cluster) Data() string { return filepath.Join(c.Dir, "data") }
 
-// url is the DATABASE_URL of one of the cluster's databases.
-func (c *cluster) url(database string) string {
-	return "postgres://footfall@/" + database + "?host=" + url.QueryEscape(c.sockets)
+// URL is the DATABASE_URL of one of the cluster's databases.
+func (c *Cluster) URL(database string) string {
+	return "postgres://footfall@/" + database + "?host=" + url.QueryEscape(c.Sockets)
 }
 
-// command prepares one of the server programs to run in the cluster's folder
+// Command prepares one of the server programs to run in the cluster's folder
 // as the cluster's account.
-func (c *cluster) command(ctx context.Context, program string, args ...string) *exec.Cmd {
+func (c *Cluster) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, program), args...)
-	cmd.Dir = c.dir
+	cmd.Dir = c.Dir
 	// A terminal sends ^C to footfall's process group. pg_ctl must not get it
 	// while it starts or stops the server.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.as, Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.As, Setpgid: true}
 	return cmd
 }
 
-// own gives path to the server's account.
-func (c *cluster) own(path string) error {
-	if c.as == nil {
+// Own gives path to the server's account.
+func (c *Cluster) Own(path string) error {
+	if c.As == nil {
 		return nil
 	}
-	return os.Chown(path, int(c.as.Uid), int(c.as.Gid))
+	return os.Chown(path, int(c.As.Uid), int(c.As.Gid))
 }
 
 // initialise makes the data folder, or checks the one that is there. initdb
 // works under another name, so that a folder it did not finish is never used.
-func (c *cluster) initialise(ctx context.Context) error {
-	if made, err := os.ReadFile(filepath.Join(c.data(), "PG_VERSION")); err == nil {
+func (c *Cluster) initialise(ctx context.Context) error {
+	if made, err := os.ReadFile(filepath.Join(c.Data(), "PG_VERSION")); err == nil {
 		return c.sameMajor(ctx, strings.TrimSpace(string(made)))
 	}
-	half := c.data() + ".new"
-	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o700), c.own(half)); err != nil {
+	half := c.Data() + ".new"
+	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o700), c.Own(half)); err != nil {
 		return fmt.Errorf("make an empty data folder: %w", err)
 	}
 	// Only the server's account can reach the socket, so it needs no password.
-	output, err := c.command(ctx, "initdb", "-D", half, "-U", "footfall", "--auth=trust", "--encoding=UTF8", "--locale=C").CombinedOutput()
+	output, err := c.Command(ctx, "initdb", "-D", half, "-U", "footfall", "--auth=trust", "--encoding=UTF8", "--locale=C").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, output)
 	}
-	if err := os.Rename(half, c.data()); err != nil {
+	if err := os.Rename(half, c.Data()); err != nil {
 		return fmt.Errorf("take the new data folder: %w", err)
 	}
 	return nil
 }
 
 // sameMajor refuses data that another major version of PostgreSQL made.
-func (c *cluster) sameMajor(ctx context.Context, made string) error {
-	output, err := c.command(ctx, "postgres", "--version").Output()
+func (c *Cluster) sameMajor(ctx context.Context, made string) error {
+	output, err := c.Command(ctx, "postgres", "--version").Output()
 	if err != nil {
 		return fmt.Errorf("ask PostgreSQL for its version: %w", err)
 	}
 	if installed := strings.TrimSpace(string(output)); majorIn(installed) != majorIn(made) {
-		return fmt.Errorf("%s was made by PostgreSQL %s, but %s is installed: install %s, or remove the folder to start from zero", c.dir, made, installed, made)
+		return fmt.Errorf("%s was made by PostgreSQL %s, but %s is installed: install %s, or remove the folder to start from zero", c.Dir, made, installed, made)
 	}
 	return nil
 }
@@ -136,9 +138,9 @@ func (c *cluster) sameMajor(ctx context.Context, made string) error {
 // makeSockets makes the socket's folder. It is a temporary one because a
 // socket's path has at most 107 bytes (unix(7)); the link to it lets the next
 // run remove it if this one is killed.
-func (c *cluster) makeSockets() (err error) {
-	if c.sockets, err = os.MkdirTemp("", "footfall"); err == nil {
-		err = errors.Join(os.Symlink(c.sockets, filepath.Join(c.dir, "sockets")), c.own(c.sockets))
+func (c *Cluster) makeSockets() (err error) {
+	if c.Sockets, err = os.MkdirTemp("", "footfall"); err == nil {
+		err = errors.Join(os.Symlink(c.Sockets, filepath.Join(c.Dir, "sockets")), c.Own(c.Sockets))
 	}
 	if err != nil {
 		return fmt.Errorf("make a folder for the socket: %w", err)
@@ -146,10 +148,10 @@ func (c *cluster) makeSockets() (err error) {
 	return nil
 }
 
-// launch starts the server and waits until it answers. No context ends that
+// Launch starts the server and waits until it answers. No context ends that
 // wait, which would leave a server behind that has not started yet.
-func (c *cluster) launch(options ...string) error {
-	log, err := os.Create(filepath.Join(c.dir, "log"))
+func (c *Cluster) Launch(options ...string) error {
+	log, err := os.Create(filepath.Join(c.Dir, "log"))
 	if err != nil {
 		return fmt.Errorf("make the server's log: %w", err)
 	}
@@ -157,7 +159,7 @@ func (c *cluster) launch(options ...string) error {
 	// pg_ctl gives the settings to a shell. Paths relative to the data folder
 	// need no quotes.
 	settings := append([]string{"listen_addresses=", "unix_socket_directories=../sockets"}, options...)
-	start := c.command(context.Background(), "pg_ctl", "start", "-w", "-s", "-D", "data", "-o", "-c "+strings.Join(settings, " -c "))
+	start := c.Command(context.Background(), "pg_ctl", "start", "-w", "-s", "-D", "data", "-o", "-c "+strings.Join(settings, " -c "))
 	start.Stdout, start.Stderr = log, log
 	if err := start.Run(); err != nil {
 		text, _ := os.ReadFile(log.Name()) // better half a message than none
@@ -168,16 +170,16 @@ func (c *cluster) launch(options ...string) error {
 
 // clear stops the server if one runs, and removes the socket's folder: this
 // run's, or those that a killed run left behind.
-func (c *cluster) clear() error {
+func (c *Cluster) clear() error {
 	ctx := context.Background() // a canceled run stops its server too
 	// A status other than 0 means that no server runs on the data.
-	if c.command(ctx, "pg_ctl", "status", "-D", "data").Run() == nil {
-		output, err := c.command(ctx, "pg_ctl", "stop", "-w", "-D", "data", "-m", "fast").CombinedOutput()
+	if c.Command(ctx, "pg_ctl", "status", "-D", "data").Run() == nil {
+		output, err := c.Command(ctx, "pg_ctl", "stop", "-w", "-D", "data", "-m", "fast").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("stop PostgreSQL: %w\n%s", err, output)
 		}
 	}
-	link := filepath.Join(c.dir, "sockets")
+	link := filepath.Join(c.Dir, "sockets")
 	sockets, err := os.Readlink(link)
 	if err != nil {
 		return nil // none was made
@@ -185,12 +187,12 @@ func (c *cluster) clear() error {
 	return errors.Join(os.RemoveAll(sockets), os.Remove(link))
 }
 
-// stop ends the server and cleans up what is not kept between runs.
-func (c *cluster) stop() error { return errors.Join(c.clear(), c.lock.Close()) }
+// Stop ends the server and cleans up what is not kept between runs.
+func (c *Cluster) Stop() error { return errors.Join(c.clear(), c.lock.Close()) }
 
-// createDatabase makes a database unless it exists.
-func (c *cluster) createDatabase(ctx context.Context, name string) error {
-	db, err := sql.Open("pgx", c.url("postgres"))
+// CreateDatabase makes a database unless it exists.
+func (c *Cluster) CreateDatabase(ctx context.Context, name string) error {
+	db, err := sql.Open("pgx", c.URL("postgres"))
 	if err != nil {
 		return err
 	}
@@ -255,4 +257,17 @@ func unprivileged() (*syscall.Credential, error) {
 		}
 	}
 	return nil, errors.New("run PostgreSQL as root: neither the account postgres nor nobody exists; run as an ordinary user")
+}
+
+// DefaultDir is where the development cluster lives. Root's own cache folder cannot
+// be entered by the account that the server must run as, so root has another.
+func DefaultDir() (string, error) {
+	if os.Getuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
+		return "/var/cache/footfall", nil
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache folder: %w", err)
+	}
+	return filepath.Join(cache, "footfall"), nil
 }
