@@ -97,7 +97,7 @@ lint: need-shellcheck need-yamllint need-promtool ## static, and everything that
 	@$(MAKE) --no-print-directory static
 	$(ACTIONLINT)
 	git ls-files -z | xargs -0 awk 'FNR == 1 { if (/^#!.*sh$$/ && FILENAME !~ /\.j2$$/) print FILENAME; nextfile }' | xargs shellcheck
-	yamllint --strict .
+	yamllint --strict -c ansible/.yamllint .
 	promtool check rules ansible/roles/monitoring/files/alerts.yml
 	promtool test rules ansible/roles/monitoring/files/alerts_test.yml
 	delivery/ansible.sh ansible-lint --offline --strict --profile production

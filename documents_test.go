@@ -154,7 +154,7 @@ func TestDocumentsLinks(t *testing.T) {
 func TestDocumentsTests(t *testing.T) {
 	t.Parallel()
 	var code strings.Builder
-	for _, pattern := range []string{"*_test.go", "e2e/*_test.go", "delivery/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "internal/*/*_test.go", "e2e/*_test.go", "delivery/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		for _, file := range files {
@@ -166,10 +166,8 @@ func TestDocumentsTests(t *testing.T) {
 	named := 0
 	for file, text := range documents(t) {
 		for _, test := range regexp.MustCompile("`(Test[A-Z][A-Za-z0-9]*)(?:/([A-Za-z]+))?`").FindAllStringSubmatch(text, -1) {
-			assert.Contains(t, code.String(), "\nfunc "+test[1]+"(", file)
-			if test[2] != "" {
-				assert.Contains(t, code.String(), `"`+test[2]+`"`, file)
-			}
+			assert.True(t, strings.Contains(code.String(), "\nfunc "+test[1]+"("), "%s: there is no %s", file, test[1])
+			assert.True(t, test[2] == "" || strings.Contains(code.String(), `"`+test[2]+`"`), "%s: there is no %s", file, test[0])
 			named++
 		}
 	}

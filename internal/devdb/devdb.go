@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
 // Cluster is a private PostgreSQL server on a unix socket. Its folder holds
