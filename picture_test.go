@@ -36,7 +36,7 @@ func TestPicture(t *testing.T) {
 	example.visitors, example.visits = 2318, 14902
 	s := &server{page: &page{version: strings.TrimSpace(string(version)), userName: "Ann Example", userURL: "https://example.org/"}}
 	mux := http.NewServeMux()
-	mux.Handle("GET /assets/{file}", s.try(s.asset))
+	mux.Handle("GET /assets/{file}", s.try(asset))
 	mux.Handle("GET /{$}", s.try(func(w http.ResponseWriter, r *http.Request) error {
 		return s.page.render(example).write(w, http.StatusOK, you{Result: visitor.Counted, Source: visitor.FromForwarded}, 12)
 	}))
