@@ -229,6 +229,7 @@ func makeBuild(t *testing.T, dir string, variables ...string) (binary string) {
 // program says in its four places. The fifth, the image's label, is compared
 // where an image is built: in the end-to-end tests.
 func TestVersionIsTheSameEverywhere(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("version.txt")
 	require.NoError(t, err)
 	want := strings.TrimSpace(string(text))
@@ -260,6 +261,7 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 // nor the time may be in the binary. make reproducible also does it with an
 // empty build cache, which takes a minute.
 func TestBuildIsReproducible(t *testing.T) {
+	t.Parallel()
 	elsewhere := filepath.Join(t.TempDir(), "another", "folder")
 	require.NoError(t, os.MkdirAll(elsewhere, 0o755))
 	for _, pattern := range []string{"*.go", "internal/*/*.go", "go.*", "version.txt", "Makefile", "sql/*", "assets/*"} {

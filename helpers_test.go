@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"footfall/internal/devdb"
 	"footfall/internal/visitor"
@@ -21,7 +22,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,54 +39,51 @@ import (
 // that tests can start it as a process, signal it and kill it.
 const beFootfall = "FOOTFALL_TEST_MAIN"
 
-// postgres is the server that all tests share; each has databases of its own.
-var postgres struct {
-	url   *url.URL // of the database admin is connected to
-	admin *sql.DB
-}
-
 func TestMain(m *testing.M) {
 	if os.Getenv(beFootfall) != "" {
 		main()
 		os.Exit(0)
 	}
-	if slices.Contains(os.Args, "-test.fuzzworker") {
-		os.Exit(m.Run()) // one of several; what is fuzzed needs no database
-	}
-	status, err := withPostgres(m.Run)
-	if err != nil {
+	status := m.Run()
+	if err := stopPostgres(); err != nil {
 		fmt.Fprintln(os.Stderr, "tests:", err)
-		os.Exit(1)
+		status = 1
 	}
 	os.Exit(status)
 }
 
-// withPostgres runs the tests on the server of TEST_DATABASE_URL, whose role
-// must be allowed to create databases, or on a private one.
-func withPostgres(run func() int) (status int, err error) {
+// sharedServer is PostgreSQL for all tests; each has databases of its own.
+type sharedServer struct {
+	url   *url.URL // of the database that admin is connected to
+	admin *sql.DB
+}
+
+// postgres is the server of TEST_DATABASE_URL, whose role must be allowed to
+// create databases, or a private one. It starts when the first test asks for it.
+var postgres = sync.OnceValues(func() (*sharedServer, error) {
 	given := os.Getenv("TEST_DATABASE_URL")
 	if given == "" {
 		dir, err := clusterDir()
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		defer os.RemoveAll(dir)
 		c, err := devdb.Start(context.Background(), dir, fastOptions...)
 		if err != nil {
-			return 0, err
+			return nil, errors.Join(err, os.RemoveAll(dir))
 		}
-		defer c.Stop()
+		stopPostgres = func() error { return errors.Join(c.Stop(), os.RemoveAll(dir)) }
 		given = c.URL("postgres")
 	}
-	if postgres.url, err = url.Parse(given); err != nil {
-		return 0, fmt.Errorf("TEST_DATABASE_URL: %w", err)
+	u, err := url.Parse(given)
+	if err != nil {
+		return nil, fmt.Errorf("TEST_DATABASE_URL: %w", err)
 	}
-	if postgres.admin, err = sql.Open("pgx", given); err != nil {
-		return 0, fmt.Errorf("TEST_DATABASE_URL: %w", err)
-	}
-	defer postgres.admin.Close()
-	return run(), nil
-}
+	admin, err := sql.Open("pgx", given)
+	return &sharedServer{u, admin}, err
+})
+
+// stopPostgres ends the private server, if postgres has started one.
+var stopPostgres = func() error { return nil }
 
 // fastOptions spare a server whose data are thrown away the waits for the
 // disk, and let all tests connect at once.
@@ -106,16 +103,18 @@ func clusterDir() (string, error) {
 func newDatabase(t testing.TB) string {
 	t.Helper()
 	name := "test_" + strings.ToLower(rand.Text())
-	_, err := postgres.admin.ExecContext(t.Context(), "CREATE DATABASE "+name)
+	server, err := postgres()
+	require.NoError(t, err)
+	_, err = server.admin.ExecContext(t.Context(), "CREATE DATABASE "+name)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		// The test's own context is already canceled here.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 		defer cancel()
-		_, err := postgres.admin.ExecContext(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
+		_, err := server.admin.ExecContext(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
 		assert.NoError(t, err)
 	})
-	u := *postgres.url
+	u := *server.url
 	u.Path = "/" + name
 	return u.String()
 }

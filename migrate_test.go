@@ -230,7 +230,7 @@ func TestMigrateCanceled(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
 	holdLock(t, openTestStore(t, url), takeMigrationLock)
-	db := openTestStore(t, url).reads
+	db, other := openTestStore(t, url).reads, openTestStore(t, url).reads
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -238,7 +238,7 @@ func TestMigrateCanceled(t *testing.T) {
 		ended <- err
 	}()
 	eventually(t, "waits for the lock", func() bool {
-		return queryInt(t, postgres.admin, `SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database WHERE locktype = 'advisory' AND NOT granted AND $1 LIKE '%/' || datname || '%'`, url) == 1
+		return queryInt(t, other, `SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database WHERE locktype = 'advisory' AND NOT granted AND $1 LIKE '%/' || datname || '%'`, url) == 1
 	})
 	cancel()
 	assert.ErrorIs(t, <-ended, context.Canceled)
@@ -259,6 +259,7 @@ func TestPrepareNewerDatabase(t *testing.T) {
 // A migration that waits for a table in use does not keep visits waiting, and
 // gets through when the table is free.
 func TestMigrationLetsVisitsThrough(t *testing.T) {
+	t.Parallel()
 	url := newDatabase(t)
 	s := openTestStore(t, url)
 	prepared(t, s)

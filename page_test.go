@@ -28,6 +28,7 @@ var (
 )
 
 func TestPageStates(t *testing.T) {
+	t.Parallel()
 	month := aTally(3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7)
 	million := aTally(1_234_567)
 	million.visits, million.visitors = 91_234_567, 7_654_321
@@ -120,6 +121,7 @@ func TestPageStates(t *testing.T) {
 }
 
 func TestPageTrail(t *testing.T) {
+	t.Parallel()
 	for number, strides := range map[int64]int{1: 1, 2: 2, 39: 39, 40: 40, 1_000_000: 40} {
 		body := rendered(t, &page{}, aTally(1), you{Result: visitor.Counted}, number)
 		assert.Contains(t, body, fmt.Sprintf(`viewBox="0 0 %d 40"`, strides*40), number)
@@ -129,6 +131,7 @@ func TestPageTrail(t *testing.T) {
 
 // What is kept of one page must not show on the next.
 func TestPageFollowsTheCount(t *testing.T) {
+	t.Parallel()
 	p := &page{}
 	read := func(tl *tally, y you, number int64) string { return pageText(rendered(t, p, tl, y, number)) }
 	first := read(aTally(5, 3), you{Result: visitor.Counted, Source: visitor.FromPeer}, 2)
@@ -141,6 +144,7 @@ func TestPageFollowsTheCount(t *testing.T) {
 }
 
 func TestPageNamesWhoDeployedIt(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct{ name, url, want string }{
 		"link":        {"Ann", "https://example.org/?a=1&b=2", `<a href="https://example.org/?a=1&amp;b=2"><bdi>Ann</bdi></a>.`},
 		"mail":        {"Ann", "mailto:ann@example.org", `<a href="mailto:ann@example.org"><bdi>Ann</bdi></a>.`},
@@ -159,6 +163,7 @@ func TestPageNamesWhoDeployedIt(t *testing.T) {
 }
 
 func TestChart(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		visits []int64
 		path   string
@@ -186,6 +191,7 @@ func TestChart(t *testing.T) {
 }
 
 func TestPlural(t *testing.T) {
+	t.Parallel()
 	for n, want := range map[int64]string{0: "visits", 1: "visit", 2: "visits", 11: "visits", 1001: "visits"} {
 		assert.Equal(t, want, plural(group(n), "visit"), n)
 	}
@@ -193,6 +199,7 @@ func TestPlural(t *testing.T) {
 
 // The first view is the page, its style sheet and its icon.
 func TestPageSize(t *testing.T) {
+	t.Parallel()
 	var visits []int64
 	for i := range historyDays {
 		visits = append(visits, 100_000+int64(i)) // each number as long as a busy page's
@@ -211,6 +218,7 @@ func TestPageSize(t *testing.T) {
 // Every text colour on its ground: 4.5 to 1 is WCAG 2.2 AA (1.4.3).
 // The bars carry meaning without being text; 3 to 1 would do (1.4.11).
 func TestPageContrast(t *testing.T) {
+	t.Parallel()
 	var css string
 	for _, file := range assets {
 		if strings.HasPrefix(file.contentType, "text/css") {

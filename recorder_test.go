@@ -25,6 +25,7 @@ import (
 
 // Every one of 20,000 visits gets another number.
 func TestManyClientsOneVisitor(t *testing.T) {
+	t.Parallel()
 	const clients, visits = 64, 20_000
 	s := newStore(t)
 	r := newTestRecorder(t, s)
@@ -56,6 +57,7 @@ func TestManyClientsOneVisitor(t *testing.T) {
 // While a batch is under way the next gathers, and each of a visitor's visits
 // in it has its own number.
 func TestVisitsGatherWhileABatchIsUnderWay(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
@@ -76,6 +78,7 @@ func TestVisitsGatherWhileABatchIsUnderWay(t *testing.T) {
 
 // A visit belongs to the day on which it came, whenever its batch is sent.
 func TestMidnight(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	midnight := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
@@ -104,6 +107,7 @@ func TestMidnight(t *testing.T) {
 
 // Another instance's batch of the old day may come after midnight's.
 func TestLateBatch(t *testing.T) {
+	t.Parallel()
 	type batch struct {
 		day  int // from the first day
 		want [3]int64
@@ -153,6 +157,7 @@ func TestLateBatch(t *testing.T) {
 
 // Past the bound a visit is turned away at once, and none before it.
 func TestTooManyWait(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
@@ -180,6 +185,7 @@ func TestTooManyWait(t *testing.T) {
 // A visitor waits for visitTimeout and no longer; those who come later do not
 // pay for it.
 func TestWaitIsBounded(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
@@ -199,6 +205,7 @@ func TestWaitIsBounded(t *testing.T) {
 
 // A lock of another program costs visits only for as long as it is held.
 func TestLockOfAnotherProgram(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	var confirmed, unconfirmed atomic.Int64
@@ -238,6 +245,7 @@ func TestLockOfAnotherProgram(t *testing.T) {
 // A batch whose answer is lost is sent again, counts once, and its visitors
 // get the numbers that they would have got.
 func TestLostAnswer(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -259,6 +267,7 @@ func TestLostAnswer(t *testing.T) {
 
 // The first try is still waiting in the database when the second comes.
 func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -281,6 +290,7 @@ func TestAnswerLostWhileTheBatchWaits(t *testing.T) {
 // What became of a batch that was given up is unknown, so its number is not
 // used again: it could be taken for the next one's.
 func TestNumberOfAGivenUpBatch(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -305,6 +315,7 @@ func TestNumberOfAGivenUpBatch(t *testing.T) {
 
 // Two days idle, and another process has cleaned up.
 func TestWritersRowIsGone(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))
@@ -317,6 +328,7 @@ func TestWritersRowIsGone(t *testing.T) {
 // The row of a batch whose answer was lost is gone: nothing tells whether the
 // batch was applied, so it is not sent again under another row.
 func TestWritersRowIsGoneAfterALostAnswer(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -341,6 +353,7 @@ func TestWritersRowIsGoneAfterALostAnswer(t *testing.T) {
 
 // An older state of the database was put in place under a running process.
 func TestWriterIsOutOfStep(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))
@@ -354,6 +367,7 @@ func TestWriterIsOutOfStep(t *testing.T) {
 }
 
 func TestOldWritersGo(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	_, err := s.reads.ExecContext(t.Context(), `
 		INSERT INTO writers (id, committed_at)
@@ -372,6 +386,7 @@ func TestOldWritersGo(t *testing.T) {
 // An old primary that was read-only when the connection was made would refuse
 // on it for ever.
 func TestReadOnlyServerIsLeft(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	s.reads.SetMaxIdleConns(1) // of before: it may write
 	alterDatabase(t, s, "default_transaction_read_only = on")
@@ -391,6 +406,7 @@ func TestReadOnlyServerIsLeft(t *testing.T) {
 
 // close commits what was accepted and turns away what comes after.
 func TestCloseFlushes(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())
@@ -415,6 +431,7 @@ func TestCloseFlushes(t *testing.T) {
 
 // close does not wait longer than it may.
 func TestCloseIsBounded(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	release := holdTotals(t, s)
@@ -430,6 +447,7 @@ func TestCloseIsBounded(t *testing.T) {
 // Instances whose batches hold the same visitors wait for each other in one
 // direction only.
 func TestInstancesDoNotDeadlock(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -466,6 +484,7 @@ func TestInstancesDoNotDeadlock(t *testing.T) {
 }
 
 func TestRetryable(t *testing.T) {
+	t.Parallel()
 	pg := func(code string) error { return fmt.Errorf("commit batch: %w", &pgconn.PgError{Code: code}) }
 	tests := map[string]struct {
 		err  error
@@ -592,6 +611,7 @@ func (m *model) requireEqual(t testing.TB, s *store) {
 // of a round are of one day, so that their order does not matter to the model;
 // the day may be the one before the newest, as behind a clock that is late.
 func TestAgainstModel(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -632,10 +652,10 @@ func TestAgainstModel(t *testing.T) {
 			case 0, 1, 2:
 				i.cutter.arm([]cut{cutRequest, cutAfter, cutAnswer}[random.IntN(3)])
 			case 3:
-				_, err := postgres.admin.ExecContext(t.Context(), `
+				_, err := s.reads.ExecContext(t.Context(), `
 					SELECT pg_terminate_backend(pid)
 					FROM pg_stat_activity
-					WHERE datname = $1 AND query LIKE '%writer AS%'`, connConfig(t, databaseURL).Database)
+					WHERE datname = current_database() AND query LIKE '%writer AS%' AND pid <> pg_backend_pid()`)
 				require.NoError(t, err)
 			case 4: // a new process
 				closeRecorder(t, i.recorder)
@@ -686,6 +706,7 @@ func TestAgainstModel(t *testing.T) {
 // A batch whose time is over before it was sent was certainly not counted, and
 // costs no writer: its number was never used.
 func TestExpiredBeforeItWasSent(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))
@@ -704,6 +725,7 @@ func TestExpiredBeforeItWasSent(t *testing.T) {
 
 // A visit that finds no database in its time is not counted, and is told so.
 func TestVisitWithoutADatabase(t *testing.T) {
+	t.Parallel()
 	s := openTestStore(t, "postgres://nobody@127.0.0.1:1/nothing")
 	r := newTestRecorder(t, s)
 	_, err := r.record(numbered(1))
@@ -715,6 +737,7 @@ var pageNumber = regexp.MustCompile(`You have visited this page <strong>([0-9,]+
 
 // Four processes count for one database, and none miscounts for another.
 func TestInstancesShareADatabase(t *testing.T) {
+	t.Parallel()
 	const visitors, clients, visitsEach = 1000, 32, 150
 	databaseURL := newDatabase(t)
 	var instances []*running

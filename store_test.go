@@ -197,6 +197,7 @@ func TestConnectionsEnd(t *testing.T) {
 // A database whose default is a stricter isolation level changes nothing:
 // batches that meet on a row wait, and none has to be sent again.
 func TestIsolationOfTheDatabase(t *testing.T) {
+	t.Parallel()
 	databaseURL := newDatabase(t)
 	s := openTestStore(t, databaseURL)
 	prepared(t, s)
@@ -259,6 +260,7 @@ func awaitReplication(t testing.TB, primary *store) {
 
 // The primary dies while visits are counted, and the standby takes its place.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	primary := newCluster(t)
 	p := openTestStore(t, primary.URL("footfall"))
 	prepared(t, p)
@@ -317,6 +319,7 @@ func TestFailover(t *testing.T) {
 // the primary alone; one that is canceled says so by a warning and answers as if
 // all were well. Their batch is not confirmed before the standby has it.
 func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
+	t.Parallel()
 	for _, end := range []string{"pg_terminate_backend", "pg_cancel_backend"} {
 		t.Run(end, func(t *testing.T) {
 			primary := newCluster(t)
@@ -351,6 +354,7 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 // A limit, not a promise: a standby that is asynchronous may lack confirmed
 // visits when it is promoted.
 func TestAsynchronousFailoverLoses(t *testing.T) {
+	t.Parallel()
 	primary := newCluster(t)
 	s := openTestStore(t, primary.URL("footfall"))
 	prepared(t, s)
@@ -413,6 +417,7 @@ server_round_robin = 1
 // Behind a pooler a statement cannot be prepared on one connection and run on
 // another. Both ways of pgx around that work.
 func TestBehindPgBouncer(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	through := startPgBouncer(t, c)
 	for _, mode := range []string{"exec", "simple_protocol"} {
