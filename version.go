@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 )
 
 // Filled by -ldflags "-X main.version=…".
@@ -22,23 +24,17 @@ func (b build) String() string {
 	return fmt.Sprintf("footfall %s (build %s, commit %s, %s, %s)", b.Version, b.Number, b.Commit, b.Built, b.Go)
 }
 
+// thisBuild is what the linker was told, or else what Go knows of the module.
 func thisBuild() build {
-	b := build{Version: version, Number: buildNumber, Commit: commit, Built: built, Go: runtime.Version()}
-	info, ok := debug.ReadBuildInfo()
-	if ok && b.Version == "" {
-		b.Version = info.Main.Version
+	module := ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		module = strings.Trim(info.Main.Version, "()") // "(devel)" in a checkout
 	}
-	if b.Version == "" || b.Version == "(devel)" {
-		b.Version = "devel"
+	return build{
+		Version: cmp.Or(version, module, "devel"),
+		Number:  cmp.Or(buildNumber, "unknown"),
+		Commit:  cmp.Or(commit, "unknown"),
+		Built:   cmp.Or(built, "unknown"),
+		Go:      runtime.Version(),
 	}
-	if b.Number == "" {
-		b.Number = "unknown"
-	}
-	if b.Commit == "" {
-		b.Commit = "unknown"
-	}
-	if b.Built == "" {
-		b.Built = "unknown"
-	}
-	return b
 }
