@@ -113,19 +113,21 @@ func healthcheck(ctx context.Context, getenv func(string) string) error {
 // dev serves with a private PostgreSQL, so that a developer needs to set up
 // nothing. Its data stay in dir between runs.
 func dev(ctx context.Context, dir string, getenv func(string) string, out io.Writer) (err error) {
-	settings := map[string]string{
-		"DATABASE_URL":      "postgres://localhost", // until the cluster's is known
-		"DATABASE_URL_FILE": "",
-		"LOG_FORMAT":        cmp.Or(getenv("LOG_FORMAT"), "text"),
-	}
-	withDatabase := func(key string) string {
-		if value, ok := settings[key]; ok {
-			return value
-		}
-		return getenv(key)
+	load := func(databaseURL string) (config, error) {
+		return loadConfig(func(key string) string {
+			switch key {
+			case "DATABASE_URL":
+				return databaseURL
+			case "DATABASE_URL_FILE":
+				return ""
+			case "LOG_FORMAT":
+				return cmp.Or(getenv(key), "text")
+			}
+			return getenv(key)
+		})
 	}
 	// Wrong settings and an address in use are reported before anything starts.
-	cfg, err := loadConfig(withDatabase)
+	cfg, err := load("postgres://localhost")
 	if err != nil {
 		return &usageError{err}
 	}
@@ -139,24 +141,16 @@ func dev(ctx context.Context, dir string, getenv func(string) string, out io.Wri
 		return err
 	}
 	defer func() { err = errors.Join(err, cluster.Stop()) }()
-	settings["DATABASE_URL"] = cluster.URL("footfall")
-	if cfg, err = loadConfig(withDatabase); err != nil {
+	databaseURL := cluster.URL("footfall")
+	if cfg, err = load(databaseURL); err != nil {
 		return err
 	}
-	if err = cluster.CreateDatabase(ctx, "footfall"); err != nil {
-		return err
+	where := cfg.ListenAddr
+	if network, addr := dialAddr(where); network == "tcp" {
+		where = "http://" + addr
 	}
-	fmt.Fprintf(out, "data in %s\npsql '%s'\n%s\n", dir, cluster.URL("footfall"), howToOpen(cfg.ListenAddr))
+	fmt.Fprintf(out, "footfall is at %s (Ctrl-C stops it)\ndata: %s\nshell: psql '%s'\n", where, dir, databaseURL)
 	return serve(ctx, cfg, out)
-}
-
-// howToOpen returns the command that shows a developer the page.
-func howToOpen(listenAddr string) string {
-	network, addr := dialAddr(listenAddr)
-	if network == "unix" {
-		return fmt.Sprintf("curl --unix-socket %s http://footfall/", addr)
-	}
-	return fmt.Sprintf("open http://%s", addr)
 }
 
 // verifyCommand recounts and prints each comparison.

@@ -476,8 +476,7 @@ func TestDev(t *testing.T) {
 	r := startDev(t, dir)
 	_, body := r.get(t, "/")
 	assert.Contains(t, pageText(body), "You have visited this page 1 time.")
-	assert.Contains(t, r.lines.String(), "data in "+dir+"\npsql 'postgres://")
-	assert.Contains(t, r.lines.String(), "\nopen http://127.0.0.1:0\n")
+	assert.Contains(t, r.lines.String(), "footfall is at http://127.0.0.1:0 (Ctrl-C stops it)\ndata: "+dir+"\nshell: psql 'postgres://")
 
 	// Two cannot share a cluster, and the first is not hurt.
 	err := dev(t.Context(), dir, environment("LISTEN_ADDR", "127.0.0.1:0"), io.Discard)
@@ -491,7 +490,7 @@ func TestDev(t *testing.T) {
 	// The second run shows the first one's count, here on a unix socket.
 	socket := filepath.Join(t.TempDir(), "web.sock")
 	r = startDev(t, dir, "LISTEN_ADDR", "unix:"+socket, "TRUSTED_PROXIES", "192.0.2.0/24")
-	assert.Contains(t, r.lines.String(), "\ncurl --unix-socket "+socket+" http://footfall/\n")
+	assert.Contains(t, r.lines.String(), "footfall is at unix:"+socket+" (Ctrl-C stops it)\n")
 	_, body = r.get(t, "/", "X-Forwarded-For", "127.0.0.1")
 	assert.Contains(t, pageText(body), "You have visited this page 3 times.")
 	r.stop()
@@ -503,7 +502,7 @@ func TestDev(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(version, []byte("9.6\n"), 0o600))
 	err = dev(t.Context(), dir, environment("LISTEN_ADDR", "127.0.0.1:0"), io.Discard)
-	assert.ErrorContains(t, err, dir+" was made by PostgreSQL 9.6, but postgres (PostgreSQL) "+strings.TrimSpace(string(made)))
+	assert.ErrorContains(t, err, "initialized by PostgreSQL version 9.6, which is not compatible with this version "+strings.TrimSpace(string(made)))
 	assert.DirExists(t, filepath.Join(dir, "data", "base"))
 }
 
@@ -557,17 +556,18 @@ func TestDevAfterKill(t *testing.T) {
 	assert.NoFileExists(t, filepath.Join(dir, "data", "postmaster.pid"))
 }
 
-func TestHowToOpen(t *testing.T) {
+func TestDialAddr(t *testing.T) {
 	t.Parallel()
 	for listenAddr, want := range map[string]string{
-		":8080":             "open http://localhost:8080",
-		"0.0.0.0:80":        "open http://localhost:80",
-		"[::]:80":           "open http://localhost:80",
-		"127.0.0.1:8080":    "open http://127.0.0.1:8080",
-		"[::1]:8080":        "open http://[::1]:8080",
-		"unix:/run/ff.sock": "curl --unix-socket /run/ff.sock http://footfall/",
+		":8080":             "tcp localhost:8080",
+		"0.0.0.0:80":        "tcp localhost:80",
+		"[::]:80":           "tcp localhost:80",
+		"127.0.0.1:8080":    "tcp 127.0.0.1:8080",
+		"[::1]:8080":        "tcp [::1]:8080",
+		"unix:/run/ff.sock": "unix /run/ff.sock",
 	} {
-		assert.Equal(t, want, howToOpen(listenAddr))
+		network, addr := dialAddr(listenAddr)
+		assert.Equal(t, want, network+" "+addr)
 	}
 }
 

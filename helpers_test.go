@@ -217,7 +217,6 @@ func newCluster(t testing.TB, options ...string) *testCluster {
 	c, err := devdb.Start(t.Context(), dir, options...)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Stop()) })
-	require.NoError(t, c.CreateDatabase(t.Context(), "footfall"))
 	return &testCluster{c, options}
 }
 

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -158,19 +157,9 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 // listenUnix replaces a socket that a dead process left behind. The new one is
 // writable for its group, which is how nginx may connect.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	// One starter at a time: two could remove each other's socket. The lock on
-	// the folder ends with this function or the process.
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
-	}
 	if info, err := os.Lstat(path); err == nil {
 		if info.Mode().Type() != os.ModeSocket {
-			return nil, errors.New("there is a file that is no socket; remove it or set LISTEN_ADDR")
+			return nil, errors.New("a file that is not a socket is in the way; remove it or set LISTEN_ADDR")
 		}
 		conn, err := net.Dial("unix", path)
 		switch {

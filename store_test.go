@@ -422,7 +422,7 @@ func TestBehindPgBouncer(t *testing.T) {
 	through := startPgBouncer(t, c)
 	for _, mode := range []string{"exec", "simple_protocol"} {
 		t.Run(mode, func(t *testing.T) {
-			require.NoError(t, c.CreateDatabase(t.Context(), mode))
+			execute(t, openTestStore(t, c.URL("footfall")).reads, `CREATE DATABASE `+mode)
 			databaseURL := through(mode) + "&default_query_exec_mode=" + mode
 			getenv := environment("DATABASE_URL", databaseURL, "LISTEN_ADDR", "127.0.0.1:0")
 			var out strings.Builder

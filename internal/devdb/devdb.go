@@ -4,7 +4,6 @@ package devdb
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/url"
@@ -17,8 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-
-	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
 // Cluster is a private PostgreSQL server on a unix socket. Its folder holds
@@ -104,11 +101,11 @@ func (c *Cluster) Own(path string) error {
 	return os.Chown(path, int(c.As.Uid), int(c.As.Gid))
 }
 
-// initialise makes the data folder, or checks the one that is there. initdb
-// works under another name, so that a folder it did not finish is never used.
+// initialise makes the data folder with a database footfall, unless it is there.
+// It works under another name, so that a folder it did not finish is never used.
 func (c *Cluster) initialise(ctx context.Context) error {
-	if made, err := os.ReadFile(filepath.Join(c.Data(), "PG_VERSION")); err == nil {
-		return c.sameMajor(ctx, strings.TrimSpace(string(made)))
+	if _, err := os.Stat(c.Data()); err == nil {
+		return nil // of another major version? The server refuses it, and says so
 	}
 	half := c.Data() + ".new"
 	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o700), c.Own(half)); err != nil {
@@ -119,20 +116,13 @@ func (c *Cluster) initialise(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, output)
 	}
+	create := c.Command(ctx, "postgres", "--single", "-D", half, "postgres")
+	create.Stdin = strings.NewReader("CREATE DATABASE footfall\n")
+	if output, err := create.CombinedOutput(); err != nil {
+		return fmt.Errorf("create the database: %w\n%s", err, output)
+	}
 	if err := os.Rename(half, c.Data()); err != nil {
 		return fmt.Errorf("take the new data folder: %w", err)
-	}
-	return nil
-}
-
-// sameMajor refuses data that another major version of PostgreSQL made.
-func (c *Cluster) sameMajor(ctx context.Context, made string) error {
-	output, err := c.Command(ctx, "postgres", "--version").Output()
-	if err != nil {
-		return fmt.Errorf("ask PostgreSQL for its version: %w", err)
-	}
-	if installed := strings.TrimSpace(string(output)); majorIn(installed) != majorIn(made) {
-		return fmt.Errorf("%s was made by PostgreSQL %s, but %s is installed: install %s, or remove the folder to start from zero", c.Dir, made, installed, made)
 	}
 	return nil
 }
@@ -191,24 +181,6 @@ func (c *Cluster) clear() error {
 
 // Stop ends the server and cleans up what is not kept between runs.
 func (c *Cluster) Stop() error { return errors.Join(c.clear(), c.lock.Close()) }
-
-// CreateDatabase makes a database unless it exists.
-func (c *Cluster) CreateDatabase(ctx context.Context, name string) error {
-	db, err := sql.Open("pgx", c.URL("postgres"))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	var existing int
-	err = db.QueryRowContext(ctx, `SELECT count(*) FROM pg_database WHERE datname = $1`, name).Scan(&existing)
-	if err == nil && existing == 0 {
-		_, err = db.ExecContext(ctx, `CREATE DATABASE `+name)
-	}
-	if err != nil {
-		return fmt.Errorf("create database %s: %w", name, err)
-	}
-	return nil
-}
 
 // postgresDirs are the folders outside PATH in which packages put the server
 // programs: Debian, Red Hat, Homebrew on ARM and Intel, Postgres.app.

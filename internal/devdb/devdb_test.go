@@ -22,7 +22,6 @@ func TestDevHalfMade(t *testing.T) {
 	assert.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
 	c, err := Start(t.Context(), dir, "fsync=off")
 	require.NoError(t, err, "the first try has given everything back")
-	assert.NoError(t, c.CreateDatabase(t.Context(), "footfall"))
 	assert.NoError(t, c.Stop())
 	assert.NoDirExists(t, c.Sockets)
 }
