@@ -120,7 +120,10 @@ rehearsal: ## run the lint job of check.yml on this machine, step by step as Git
 .PHONY: picture
 picture: ## the pictures of README and docs and favicon.ico, made again with Chromium and Graphviz
 	go test -tags picture -run 'TestPicture|TestFavicon' -count=1 -v .
-	dot -Tsvg docs/design.dot -o docs/design.svg
+	@# The dark one has the colours of the page in the dark.
+	for name in design deployment; do dot -Tsvg docs/$$name.dot -o docs/$$name.svg; \
+		sed 's/#ffe08a/#4a3a12/g; s/#94691a/#c79a3a/g; s/#1a1408/#f4ead2/g; s/#655837/#cdbf9c/g; s/#d8ccb0/#5c5032/g' \
+			docs/$$name.svg > docs/$$name-dark.svg; done
 
 .PHONY: terminal
 terminal: ## the README's picture of a deployment, from the log that make e2e has left

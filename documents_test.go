@@ -202,19 +202,21 @@ func TestTroublesAreQuoted(t *testing.T) {
 	assert.NotZero(t, quoted)
 }
 
-// The diagram's picture is made of its source: every text of one is in the other.
+// The pictures of a diagram are made of its source: every text of one is in the other.
 func TestDiagramIsOfItsSource(t *testing.T) {
 	t.Parallel()
-	source, err := os.ReadFile("docs/design.dot")
-	require.NoError(t, err)
-	picture, err := os.ReadFile("docs/design.svg")
-	require.NoError(t, err)
-	var labels, texts []string
-	for _, label := range regexp.MustCompile(`label="([^"]*)"`).FindAllStringSubmatch(string(source), -1) {
-		labels = append(labels, strings.Split(label[1], `\n`)...)
+	for _, picture := range []string{"design", "design-dark", "deployment", "deployment-dark"} {
+		source, err := os.ReadFile("docs/" + strings.TrimSuffix(picture, "-dark") + ".dot")
+		require.NoError(t, err)
+		drawn, err := os.ReadFile("docs/" + picture + ".svg")
+		require.NoError(t, err)
+		var labels, texts []string
+		for _, label := range regexp.MustCompile(`label="([^"]*)"`).FindAllStringSubmatch(string(source), -1) {
+			labels = append(labels, strings.Split(label[1], `\n`)...)
+		}
+		for _, text := range regexp.MustCompile(`<text [^>]*>([^<]*)</text>`).FindAllStringSubmatch(string(drawn), -1) {
+			texts = append(texts, html.UnescapeString(text[1]))
+		}
+		assert.ElementsMatch(t, labels, texts, "%s: run make picture", picture)
 	}
-	for _, text := range regexp.MustCompile(`<text [^>]*>([^<]*)</text>`).FindAllStringSubmatch(string(picture), -1) {
-		texts = append(texts, html.UnescapeString(text[1]))
-	}
-	assert.ElementsMatch(t, labels, texts, "make picture")
 }
