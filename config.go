@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"footfall/internal/visitor"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -32,6 +33,7 @@ type config struct {
 	UserURL         string          // their link; empty: no link
 	ListenAddr      string          // host:port, or unix:/path
 	TrustedProxies  []netip.Prefix  // peers whose X-Forwarded-For is believed
+	IgnoredNetworks []netip.Prefix  // whose visits are not counted
 	VisitorKey      []byte          // secret of the visitor hash; nil: the one kept in the database
 	ShutdownDelay   time.Duration   // not ready, but serving, for this long
 	ShutdownTimeout time.Duration   // then the longest wait for requests in flight
@@ -50,6 +52,7 @@ func loadConfig(getenv func(string) string) (config, error) {
 		UserURL:         e.link("USER_URL"),
 		ListenAddr:      e.listenAddr(),
 		TrustedProxies:  e.prefixes("TRUSTED_PROXIES", "127.0.0.0/8, ::1/128"),
+		IgnoredNetworks: e.prefixes("IGNORED_NETWORKS", ""),
 		VisitorKey:      e.visitorKey(),
 		ShutdownDelay:   e.duration("SHUTDOWN_DELAY", 0, 0),
 		ShutdownTimeout: e.duration("SHUTDOWN_TIMEOUT", 10*time.Second, time.Millisecond),
@@ -198,16 +201,14 @@ func isPort(s string) bool {
 }
 
 func (e *env) prefixes(key, fallback string) []netip.Prefix {
+	value := e.str(key, fallback)
+	if value == "" {
+		return nil
+	}
 	var prefixes []netip.Prefix
-	for part := range strings.SplitSeq(e.str(key, fallback), ",") {
+	for part := range strings.SplitSeq(value, ",") {
 		part = strings.TrimSpace(part)
-		prefix, err := netip.ParsePrefix(part)
-		if addr, addrErr := netip.ParseAddr(part); addrErr == nil && addr.Zone() == "" {
-			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
-		}
-		if err == nil && prefix.Addr().Is4In6() && prefix.Bits() >= 96 {
-			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96) // clients are compared unmapped
-		}
+		prefix, err := visitor.ParseNetwork(part)
 		if err != nil {
 			e.wrong("%s has %q, want networks such as 10.0.0.0/8, 2001:db8::/32, with commas between", key, part)
 			continue

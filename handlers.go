@@ -74,13 +74,18 @@ func (s *server) routes() http.Handler {
 
 // index counts the visit and shows the page.
 func (s *server) index(w http.ResponseWriter, r *http.Request) error {
-	client := visitor.ClientOf(r, s.cfg.TrustedProxies)
-	y := you{Result: visitor.Uncounted(r), Source: client.Source}
-	if y.Result == visitor.Counted && client.Source == visitor.FromNobody {
-		y.Result = visitor.NoAddress
+	client := visitor.ClientOf(r, s.cfg.TrustedProxies, s.cfg.IgnoredNetworks)
+	if client.Result == visitor.Prefetch {
+		// Chromium shows what it fetched ahead without asking again. An error it
+		// throws away, and asks when the person comes.
+		s.metrics.visit(client, client.Result)
+		w.Header().Set("Cache-Control", "no-store")
+		w.WriteHeader(http.StatusForbidden)
+		return nil
 	}
+	y := you{Result: client.Result, Source: client.Source}
 	status := http.StatusOK
-	number, everyone, err := s.visit(r.Context(), client, y.Result == visitor.Counted)
+	number, everyone, err := s.visit(r.Context(), client)
 	if err != nil {
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
@@ -93,7 +98,7 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		}
 		everyone = s.page.render(nil)
 	}
-	s.metrics.visit(y.Result, client.Source, client.Scope())
+	s.metrics.visit(client, y.Result)
 	return everyone.write(w, status, y, number)
 }
 
@@ -105,9 +110,9 @@ const (
 
 var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCounted)
 
-// visit counts a visit of client, or only looks, and returns the visitor's number
-// and the page.
-func (s *server) visit(ctx context.Context, client visitor.Client, count bool) (int64, *everyone, error) {
+// visit counts a visit of client, or only looks if it does not count, and returns
+// the visitor's number and the page.
+func (s *server) visit(ctx context.Context, client visitor.Client) (int64, *everyone, error) {
 	// A service that was killed and started again answers its first requests a
 	// little later, not with an error.
 	select {
@@ -120,7 +125,7 @@ func (s *server) visit(ctx context.Context, client visitor.Client, count bool) (
 		return 0, nil, errStarting
 	}
 	id := c.hasher.ID(client)
-	if !count {
+	if client.Result != visitor.Counted {
 		t, number, err := s.look(ctx, id)
 		if err != nil {
 			return 0, nil, err

@@ -77,17 +77,20 @@ func TestPageWithHistory(t *testing.T) {
 
 func TestPageDoesNotCount(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t, newDatabase(t))
+	s := newTestServer(t, newDatabase(t), "IGNORED_NETWORKS", "198.51.100.0/24, 2001:db8:1::/48")
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 	const never, once = "You have not been counted on this page.", "You have visited this page 1 time."
 	for name, tt := range map[string]struct {
 		headers []string
 		want    []string
 	}{
-		"bot":       {[]string{"User-Agent", "Googlebot/2.1", "Peer", "192.0.2.9:1"}, []string{never, "This visit was not counted: your browser calls itself a bot"}},
-		"known bot": {[]string{"User-Agent", "Googlebot/2.1"}, []string{once, "This visit was not counted: your browser calls itself a bot"}},
-		"prefetch":  {[]string{"Sec-Purpose", "prefetch;prerender"}, []string{once, "This visit was not counted: your browser fetched the page ahead of time."}},
-		"nobody":    {[]string{"Peer", "@"}, []string{never, "This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}},
+		"bot":       {[]string{"User-Agent", "Googlebot/2.1", "Peer", "192.0.2.9:1"}, []string{never, "This visit was not counted: your browser identifies itself as a program"}},
+		"known bot": {[]string{"User-Agent", "Googlebot/2.1"}, []string{once, "This visit was not counted: your browser identifies itself as a program"}},
+		"embedded":  {[]string{"Sec-Fetch-Dest", "image"}, []string{once, "This visit was not counted: another page embeds this one."}},
+		"ignored":   {[]string{"Peer", "198.51.100.7:1"}, []string{never, "This visit was not counted: visits from your network are excluded."}},
+		"ignored, forwarded": {[]string{"Peer", "127.0.0.1:1", "X-Forwarded-For", "2001:db8:1:2::3"},
+			[]string{never, "This visit was not counted: visits from your network are excluded."}},
+		"nobody": {[]string{"Peer", "@"}, []string{never, "This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := s.ask("GET", "/", tt.headers...)
@@ -99,6 +102,27 @@ func TestPageDoesNotCount(t *testing.T) {
 			assert.Equal(t, int64(1), queryInt(t, s.store.reads, `SELECT count(*) FROM visitors`))
 		})
 	}
+}
+
+// What a browser asks for ahead is refused before the database is asked: it must
+// ask again when the person comes, and no alert may take the refusal for an error.
+func TestSpeculativeLoadIsRefused(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newTestServer(t, url)
+	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE totals, visitors, days`)
+	for _, purpose := range []string{"prefetch", "prefetch;prerender", "prefetch;anonymous-client-ip"} {
+		w := s.ask("GET", "/", "Sec-Purpose", purpose, "Accept", "text/html")
+		assert.Equal(t, http.StatusForbidden, w.Code)
+		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+		assert.Empty(t, w.Body)
+	}
+	unlock()
+	assert.Zero(t, queryInt(t, s.store.reads, `SELECT visits FROM totals`))
+	metrics := s.ask("GET", "/metrics").Body.String()
+	assert.Equal(t, "3", metric(metrics, `footfall_visits_total{result="prefetch"}`))
+	assert.NotRegexp(t, `status="5`, metrics)
+	assert.NotRegexp(t, `"level":"(WARN|ERROR)"`, s.lines.String())
 }
 
 func TestRoutes(t *testing.T) {

@@ -47,11 +47,11 @@ Settings (environment)                                      default
   USER_URL          their link: https, http or mailto       none
   LISTEN_ADDR       host:port or unix:/path                 :8080, or :PORT
   TRUSTED_PROXIES   networks whose X-Forwarded-For counts   127.0.0.0/8, ::1/128
+  IGNORED_NETWORKS  networks whose visits are not counted   none
   VISITOR_KEY       secret of the hash, 32 bytes or more    kept in the database
   SHUTDOWN_DELAY    not ready but serving for this long     0s
   SHUTDOWN_TIMEOUT  then the wait for requests in flight    10s
-  LOG_FORMAT        json or text                            json
-  LOG_LEVEL         debug, info, warn or error              info
+  LOG_FORMAT, LOG_LEVEL  json or text; debug, info, warn or error  json, info
 DATABASE_URL_FILE and VISITOR_KEY_FILE name a file that holds the secret.
 Exit status: 0 done, 1 failed, 2 wrong usage or settings.
 `

@@ -38,7 +38,7 @@ func newMetrics() *metrics {
 		durations: map[string]*histogram{},
 		clients:   map[[2]string]uint64{},
 		// There from the start, so that a rate sees the first one.
-		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Prefetch: 0, visitor.Head: 0, visitor.NoAddress: 0, unavailable: 0, unconfirmed: 0},
+		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Embedded: 0, visitor.Head: 0, visitor.Ignored: 0, visitor.NoAddress: 0, visitor.Prefetch: 0, unavailable: 0, unconfirmed: 0},
 		batches: map[string]uint64{"committed": 0, "retried": 0, "abandoned": 0},
 	}
 	return m
@@ -82,12 +82,12 @@ func statusText(status int) string {
 }
 
 // visit notes a request for the page, and where its client's address came from.
-func (m *metrics) visit(r visitor.Result, from visitor.Source, scope string) {
+func (m *metrics) visit(client visitor.Client, r visitor.Result) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.visits[r]++
-	if from != visitor.FromNobody {
-		m.clients[[2]string{string(from), scope}]++
+	if client.Source != visitor.FromNobody {
+		m.clients[[2]string{string(client.Source), client.Scope()}]++
 	}
 }
 

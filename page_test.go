@@ -43,7 +43,7 @@ func TestPageStates(t *testing.T) {
 			aTally(), you{Result: visitor.Bot, Source: visitor.FromPeer}, 0,
 			[]string{
 				"You have not been counted on this page.",
-				"This visit was not counted: your browser calls itself a bot, crawler, spider, monitor or link preview. Recognised by your direct address.",
+				"This visit was not counted: your browser identifies itself as a program, such as a bot, monitor or link preview. Recognised by your direct address.",
 				"0 visitors 0 visits 0 visits today", "no visit on any of these days", "today, 2 Mar: 0",
 			},
 			[]string{"most:", "This visit was counted"},
@@ -69,10 +69,10 @@ func TestPageStates(t *testing.T) {
 			[]string{"12 time."},
 		},
 		"a day of none": {
-			aTally(2, 0, 0), you{Result: visitor.Prefetch, Source: visitor.FromPeer}, 2,
+			aTally(2, 0, 0), you{Result: visitor.Ignored, Source: visitor.FromPeer}, 2,
 			[]string{
 				"You have visited this page 2 times.", "0 visits today", "most: 2 on 28 Feb", "today, 2 Mar: 0",
-				"This visit was not counted: your browser fetched the page ahead of time.",
+				"This visit was not counted: visits from your network are excluded.",
 			}, nil,
 		},
 		"millions": {
@@ -395,7 +395,7 @@ func TestGroup(t *testing.T) {
 func TestEverySentence(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Prefetch, visitor.NoAddress, unavailable, unconfirmed} {
+	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Embedded, visitor.Ignored, visitor.NoAddress, unavailable, unconfirmed} {
 		for _, source := range []visitor.Source{visitor.FromPeer, visitor.FromForwarded, visitor.FromNobody} {
 			w := httptest.NewRecorder()
 			p := s.page.render(nil)

@@ -145,7 +145,7 @@ func TestMetrics(t *testing.T) {
 	url := newDatabase(t)
 	s := newTestServer(t, url)
 	first := s.ask("GET", "/metrics").Body.String()
-	for _, result := range []string{"counted", "bot", "prefetch", "head", "no_address", "unavailable", "unconfirmed"} {
+	for _, result := range []string{"counted", "bot", "embedded", "head", "ignored", "no_address", "prefetch", "unavailable", "unconfirmed"} {
 		assert.Equal(t, "0", metric(first, `footfall_visits_total{result="`+result+`"}`), "there from the start")
 	}
 	// A gauge that begins at 0 would draw a fall to 0 at each deployment.
@@ -158,6 +158,7 @@ func TestMetrics(t *testing.T) {
 	s.ask("GET", "/", "Peer", "127.0.0.1:1", "X-Forwarded-For", "of-client")
 	s.ask("GET", "/", "User-Agent", "Googlebot/2.1")
 	s.ask("GET", "/", "Sec-Purpose", "prefetch")
+	s.ask("GET", "/", "Sec-Fetch-Dest", "iframe-of-client")
 	s.ask("HEAD", "/")
 	s.ask("GET", "/", "Peer", "@")
 	s.ask("GET", "/path-of-client")
@@ -175,6 +176,7 @@ func TestMetrics(t *testing.T) {
 		`footfall_build_info{version="` + b.Version + `",commit="` + b.Commit + `",goversion="` + b.Go + `"}`: "1",
 		`footfall_visits_total{result="counted"}`:                                                             "4",
 		`footfall_visits_total{result="bot"}`:                                                                 "1",
+		`footfall_visits_total{result="embedded"}`:                                                            "1",
 		`footfall_visits_total{result="prefetch"}`:                                                            "1",
 		`footfall_visits_total{result="head"}`:                                                                "1",
 		`footfall_visits_total{result="no_address"}`:                                                          "1",
@@ -184,12 +186,13 @@ func TestMetrics(t *testing.T) {
 		`footfall_visitors`: "4",
 		`footfall_ready`:    "1",
 		`footfall_http_requests_total{route="/",status="200"}`:               "8",
+		`footfall_http_requests_total{route="/",status="403"}`:               "1",
 		`footfall_http_requests_total{route="/",status="503"}`:               "1",
 		`footfall_http_requests_total{route="other",status="404"}`:           "1",
 		`footfall_http_requests_total{route="other",status="405"}`:           "1",
 		`footfall_http_requests_total{route="/assets/{file}",status="200"}`:  "1",
-		`footfall_http_request_duration_seconds_count{route="/"}`:            "9",
-		`footfall_http_request_duration_seconds_bucket{route="/",le="+Inf"}`: "9",
+		`footfall_http_request_duration_seconds_count{route="/"}`:            "10",
+		`footfall_http_request_duration_seconds_bucket{route="/",le="+Inf"}`: "10",
 		`footfall_client_address_total{source="forwarded",scope="public"}`:   "1",
 		`footfall_client_address_total{source="forwarded",scope="private"}`:  "1",
 		`footfall_client_address_total{source="peer",scope="private"}`:       "1",

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -55,26 +56,42 @@ const (
 	FromNobody    Source = "none"      // a proxy on the unix socket that names no client
 )
 
-// Client is where a request came from.
+// Client is who asks for the page. Its address stays in here.
 type Client struct {
 	addr   netip.Addr // invalid only for [FromNobody]
 	Source Source
+	Result Result // [Counted], unless something says that the request does not count
 }
 
-// ClientOf returns the client whose address a request came from: its peer, unless
+// ClientOf returns who sent a request for the page, and whether that counts.
+// Visits from ignored networks do not.
+func ClientOf(r *http.Request, trusted, ignored []netip.Prefix) Client {
+	c := Client{Result: resultOf(r)}
+	c.addr, c.Source = addrOf(r, trusted)
+	if c.Result == Counted {
+		if c.Source == FromNobody {
+			c.Result = NoAddress
+		} else if contains(ignored, c.addr) {
+			c.Result = Ignored
+		}
+	}
+	return c
+}
+
+// addrOf returns the address that a request came from: its peer, unless
 // the peer is a trusted proxy. Then the X-Forwarded-For lines are read from
 // right to left, as each proxy appends, past other trusted proxies; the first
 // address that is not trusted is the client. What is left of it is the
 // client's own claim and is not read. An entry that is no address ends the
 // walk at the last good one.
-func ClientOf(r *http.Request, trusted []netip.Prefix) Client {
+func addrOf(r *http.Request, trusted []netip.Prefix) (netip.Addr, Source) {
 	var client netip.Addr
 	// On a unix socket the peer has no address. The socket's
 	// permissions decide which program may connect, so it is a trusted proxy.
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		client = normal(peer.Addr())
 		if !contains(trusted, client) {
-			return Client{client, FromPeer}
+			return client, FromPeer
 		}
 	}
 	from := FromPeer
@@ -97,7 +114,7 @@ func ClientOf(r *http.Request, trusted []netip.Prefix) Client {
 			break
 		}
 	}
-	return Client{client, from}
+	return client, from
 }
 
 // Parse reads the address of a client as proxies and old tables write it.
@@ -107,24 +124,58 @@ func Parse(s string) (Client, bool) {
 }
 
 // parseAddr reads an address as proxies and old tables write it: with or
-// without brackets, port or zone.
+// without brackets, port or zone. An address that no client can have is none.
 func parseAddr(s string) (netip.Addr, bool) {
 	s = strings.TrimSpace(s)
-	if ap, err := netip.ParseAddrPort(s); err == nil {
-		return normal(ap.Addr()), true
+	ap, err := netip.ParseAddrPort(s)
+	addr := ap.Addr()
+	if err != nil {
+		if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+			s = s[1 : len(s)-1]
+		}
+		addr, err = netip.ParseAddr(s)
 	}
-	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
-		s = s[1 : len(s)-1]
+	if colon := strings.LastIndexByte(s, ':'); err != nil && colon >= 0 {
+		// Azure's Application Gateway appends the port to IPv6 without brackets. A port of
+		// four digits reads as a part of the address: of its last 64 bits, which do not count.
+		if ap, err = netip.ParseAddrPort("[" + s[:colon] + "]" + s[colon:]); err == nil {
+			addr = ap.Addr()
+		}
 	}
-	if addr, err := netip.ParseAddr(s); err == nil {
-		return normal(addr), true
-	}
-	return netip.Addr{}, false
+	addr = normal(addr)
+	return addr, err == nil && !addr.IsUnspecified() && !addr.IsMulticast() && addr != broadcast
 }
 
+// ParseNetwork reads a network of clients, or one address.
+func ParseNetwork(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	if addr, addrErr := netip.ParseAddr(s); addrErr == nil && addr.Zone() == "" {
+		prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	if addr := normal(prefix.Addr()); addr.Is4() && prefix.Addr().Is6() && prefix.Bits() >= 96 {
+		prefix = netip.PrefixFrom(addr, prefix.Bits()-96) // clients are compared as IPv4
+	}
+	return prefix, err
+}
+
+var (
+	broadcast  = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	translated = netip.MustParsePrefix("64:ff9b::/96") // IPv4 behind a translator (RFC 6052, section 2.1)
+)
+
 // normal drops what does not distinguish clients: the v4-mapped form
-// (RFC 4291, section 2.5.5.2) and the zone.
-func normal(addr netip.Addr) netip.Addr { return addr.Unmap().WithZone("") }
+// (RFC 4291, section 2.5.5.2), a translator's prefix and the zone.
+func normal(addr netip.Addr) netip.Addr {
+	if translated.Contains(addr) {
+		b := addr.As16()
+		// The prefix is for global addresses only (section 3.1), so that nobody becomes a
+		// trusted 10.0.0.1 by it.
+		if v4 := netip.AddrFrom4([4]byte(b[12:])); v4.IsGlobalUnicast() && !v4.IsPrivate() {
+			return v4
+		}
+	}
+	return addr.Unmap().WithZone("")
+}
 
 func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
 	for _, p := range prefixes {
@@ -149,18 +200,17 @@ type Result string
 
 const (
 	Counted   Result = "counted"
-	Bot       Result = "bot"        // the user agent calls itself an automat
-	Prefetch  Result = "prefetch"   // the browser fetched ahead, the page may never be shown
+	Bot       Result = "bot"        // the user agent says that it is a program
+	Embedded  Result = "embedded"   // another page asks, for a part of itself
 	Head      Result = "head"       // HEAD asks for no page
+	Ignored   Result = "ignored"    // from a network whose visits are not counted
 	NoAddress Result = "no_address" // the proxy did not say who the client is
+	Prefetch  Result = "prefetch"   // the browser asks ahead: if the person comes, it must ask again
 )
 
-// botWords are what automats call themselves by, the makers of link previews
-// among them. A word too many turns people away from the count, so: short.
-var botWords = []string{"bot", "crawl", "spider", "monitor", "uptime", "healthcheck", "preview", "whatsapp/", "facebookexternalhit"}
-
-// Uncounted returns why a request for the page does not count, or [Counted].
-func Uncounted(r *http.Request) Result {
+// resultOf returns why a request for the page does not count, whoever sent it,
+// or [Counted].
+func resultOf(r *http.Request) Result {
 	if r.Method == http.MethodHead {
 		return Head
 	}
@@ -170,12 +220,35 @@ func Uncounted(r *http.Request) Result {
 			return Prefetch
 		}
 	}
-	agent := strings.ToLower(r.UserAgent())
-	agent = strings.ReplaceAll(agent, "cubot", "") // a maker of telephones
-	for _, word := range botWords {
-		if strings.Contains(agent, word) {
-			return Bot
-		}
+	if dest := r.Header.Get("Sec-Fetch-Dest"); dest != "" && dest != "document" {
+		return Embedded
+	}
+	if isProgram(r.UserAgent()) {
+		return Bot
 	}
 	return Counted
+}
+
+// Words of user agents that say that they are a program and carry no link, chosen
+// by lists of real ones (docs/figures.md). Each false match leaves a person
+// uncounted. Names of telephones hold the ambiguous ones: Cubot, M bot, Spider.
+var (
+	programWords = []string{
+		"crawl", "preview", "external", "whatsapp/", "-google", "googleother", "-user/", // crawlers, link previews, assistants
+		"monitor", "uptime", "probe", "synthetic", "pinger", "googlehc", "envoy/hc", "blackbox", "gatus", "statuscake", "updown", // health probes
+		"headless", "lighthouse", "ptst/", "inspect", "validator", // browsers without a person, tools
+	}
+	ambiguousWords = []string{"bot", "spider", "check"}
+)
+
+// isProgram reports whether a user agent says that it is one: by a link to
+// whoever runs it, or by a word.
+func isProgram(agent string) bool {
+	agent = strings.ToLower(agent)
+	has := func(word string) bool { return strings.Contains(agent, word) }
+	if has("://") || has("mailto:") || slices.ContainsFunc(programWords, has) {
+		return true
+	}
+	device := (has("android") || has("hbbtv")) && !has("compatible")
+	return !device && slices.ContainsFunc(ambiguousWords, has)
 }
