@@ -180,7 +180,7 @@ func TestTroublesAreQuoted(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	require.NoError(t, err)
 	var said strings.Builder
-	for _, file := range files {
+	for _, file := range append(files, "internal/visitor/visitor.go") {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		if !strings.HasSuffix(file, "_test.go") {
