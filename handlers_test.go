@@ -311,6 +311,22 @@ func TestReadyzWhereVisitsFail(t *testing.T) {
 	requireVerified(t, s.store)
 }
 
+// An answer that the program cannot read is no broken connection: nothing is
+// sent again, the log has the cause, and readiness sees it as a visit does.
+func TestAnswerNotUnderstood(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+	execute(t, s.store.reads, `ALTER TABLE totals ALTER COLUMN since TYPE text`)
+	s.store.past = past{} // the next batch reads it
+	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/").Code)
+	assert.Regexp(t, `"msg":"visits not confirmed","visits":1,"err":"commit batch: .*name \\"since\\"`, s.lines.String())
+	assert.Equal(t, "the database takes no visits\n", s.ask("GET", "/readyz").Body.String())
+	s.metrics.mu.Lock()
+	defer s.metrics.mu.Unlock()
+	assert.LessOrEqual(t, s.metrics.batches["retried"], uint64(1), "once, for the prepared statement that no longer fits")
+}
+
 // A crowd of readers cannot make the service look broken.
 func TestReadyzInACrowd(t *testing.T) {
 	t.Parallel()

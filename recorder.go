@@ -223,6 +223,7 @@ func (r *recorder) commit(b *batch) error {
 	}
 
 	sent := false
+	var cause error // the last one that is not the end of the time
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		answer, err := r.send(ctx, b.date, ids, visits)
 		if err == nil {
@@ -232,6 +233,9 @@ func (r *recorder) commit(b *batch) error {
 			}
 			return nil
 		}
+		if cause == nil || ctx.Err() == nil {
+			cause = err
+		}
 		first := !sent
 		sent = sent || !errors.Is(err, errNotSent)
 		switch {
@@ -240,10 +244,10 @@ func (r *recorder) commit(b *batch) error {
 		case retryable(err) && ctx.Err() == nil: // try again
 		case sent:
 			r.writer = 0
-			r.log.Error("visits not confirmed", "visits", b.size, "err", err)
+			r.log.Error("visits not confirmed", "visits", b.size, "err", explainConnect(cause))
 			return err
 		default:
-			r.log.Error("visits not counted", "visits", b.size, "err", err)
+			r.log.Error("visits not counted", "visits", b.size, "err", explainConnect(cause))
 			return fmt.Errorf("%w: %w", errNotCounted, err)
 		}
 		r.metrics.retried()

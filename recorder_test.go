@@ -516,7 +516,14 @@ func TestRetryable(t *testing.T) {
 		"undefined_table":            {pg("42P01"), false},
 		"insufficient_privilege":     {pg("42501"), false},
 		"numeric_value_out_of_range": {pg("22003"), false},
-		"internal_error":             {pg("XX000"), false},
+		"a proxy's internal_error":   {pg("XX000"), true},
+		"a proxy's error, no code":   {pg(""), true},
+		"half a code":                {pg("5"), false},
+		"statement no longer fits":   {&pgconn.PgError{Code: "0A000", Routine: "RevalidateCachedQuery"}, true},
+		"feature_not_supported":      {pg("0A000"), false},
+		"deadline":                   {fmt.Errorf("timeout: %w", context.DeadlineExceeded), true},
+		"no row":                     {fmt.Errorf("read the totals: %w", sql.ErrNoRows), false},
+		"an answer not understood":   {errors.New("can't scan into dest[1]: invalid PostgreSQL date/time value"), false},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

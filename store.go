@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"footfall/internal/visitor"
+	"io"
+	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -48,6 +52,11 @@ func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 		db.SetConnMaxLifetime(lifetime)
 		return db
 	}
+	cfg = cfg.Copy()
+	// The form of dates that the driver reads, whatever the database, the role or
+	// the URL says. Poolers know this parameter, unlike others.
+	maps.DeleteFunc(cfg.RuntimeParams, func(name, _ string) bool { return strings.EqualFold(name, "datestyle") })
+	cfg.RuntimeParams["datestyle"] = "ISO"
 	s := &store{reads: open(maxReads), probes: open(1)}
 	cfg = cfg.Copy()
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
@@ -248,24 +257,28 @@ func explainConnect(err error) error {
 }
 
 // retryable reports whether what failed may succeed when it is tried again.
-// Sending a batch again is safe in any case; this only spares the waiters a wait
-// for nothing. The codes are in appendix A of PostgreSQL's manual.
+// Sending a batch again is safe in any case; this only saves visitors a
+// pointless wait. The codes are in appendix A of PostgreSQL's manual.
 func retryable(err error) bool {
 	if _, refused := errors.AsType[*refusal](err); refused {
 		return false
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
-		return true // no answer of the server: the connection broke, or could not be made
+		return connectionFailed(err)
 	}
 	switch pg.Code {
-	case "25006", // read_only_sql_transaction: the old primary after a switch-over
+	case "", // a proxy's own words
+		"25006", // read_only_sql_transaction: the old primary after a switch-over
 		"26000", // invalid_sql_statement_name: a pooler gave us another backend
 		"55P03", // lock_not_available
-		"57014": // query_canceled, by an administrator or a statement_timeout
+		"57014", // query_canceled, by an administrator or a statement_timeout
+		"XX000": // internal_error: the code of Supavisor's and Neon's proxies for passing trouble
 		return true
+	case "0A000": // feature_not_supported
+		return pg.Routine == "RevalidateCachedQuery" // a column's type changed under a prepared statement
 	}
-	switch pg.Code[:2] {
+	switch pg.Code[:min(2, len(pg.Code))] {
 	case "08", // connection exception
 		"40", // transaction rollback: deadlock, serialization
 		"53", // insufficient resources
@@ -274,6 +287,16 @@ func retryable(err error) bool {
 		return true
 	}
 	return false
+}
+
+// connectionFailed reports whether err says that a connection broke, or could
+// not be made in time. An answer that the driver cannot read says neither.
+func connectionFailed(err error) bool {
+	_, network := errors.AsType[net.Error](err)
+	_, connect := errors.AsType[*pgconn.ConnectError](err)
+	return network || connect || pgconn.SafeToRetry(err) || slices.ContainsFunc([]error{
+		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, driver.ErrBadConn, sql.ErrConnDone, context.DeadlineExceeded, context.Canceled,
+	}, func(target error) bool { return errors.Is(err, target) })
 }
 
 // repeat runs a statement that may run twice. After a restart of the database

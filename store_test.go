@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -217,6 +218,37 @@ func TestIsolationOfTheDatabase(t *testing.T) {
 	}
 	wg.Wait()
 	requireExactly(t, s, instances*visits)
+}
+
+// Whatever form of dates the database or the URL asks for, in any way that the
+// driver sends statements, visits count and all that holds a time is read.
+func TestDateStyles(t *testing.T) {
+	t.Parallel()
+	for _, style := range []string{"ISO, YMD", "German", "SQL, DMY", "Postgres, MDY"} {
+		for _, mode := range []string{"default_query_exec_mode=cache_statement", "default_query_exec_mode=exec", "default_query_exec_mode=simple_protocol", "default_query_exec_mode=cache_describe", "DateStyle=German"} {
+			t.Run(style+" "+mode, func(t *testing.T) {
+				t.Parallel()
+				plain := newDatabase(t)
+				alterDatabase(t, openTestStore(t, plain), `datestyle = "`+style+`"`)
+				u, err := url.Parse(plain)
+				require.NoError(t, err)
+				query := u.Query()
+				key, value, _ := strings.Cut(mode, "=")
+				query.Set(key, value)
+				u.RawQuery = query.Encode()
+				s := newTestServer(t, u.String())
+				prepared(t, s.store) // also where nothing is pending
+				for _, path := range []string{"/", "/readyz", "/api/stats", "/api/stats.csv"} {
+					w := s.ask("GET", path)
+					require.Equal(t, http.StatusOK, w.Code, "%s: %s", path, w.Body)
+				}
+				var out bytes.Buffer
+				require.NoError(t, migrationStatus(t.Context(), s.cfg, &out))
+				assert.NotContains(t, s.lines.String(), `"level":"WARN"`)
+				requireExactly(t, s.store, 1)
+			})
+		}
+	}
 }
 
 // newSyncStandby makes a standby without which c confirms nothing.
