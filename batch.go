@@ -12,15 +12,15 @@ import (
 )
 
 var (
-	// errWriterGone: the writer's row is not there. The batch was not applied,
-	// unless by an earlier try, before the row went.
-	errWriterGone = refuse("this process's row in writers is gone")
-	// errOutOfStep: the writer's row is at another batch than the one before.
-	errOutOfStep = refuse("this process's row in writers is at another batch")
+	// errWriterGone: the writer's row is gone or at another batch. The batch was
+	// not applied, unless by an earlier try, before that happened.
+	errWriterGone = refuse("writers changed under this process (restored database?)")
+	errNoTotals   = refuse("the table totals has lost its row: restore the database from a backup")
+	errOtherKey   = refuse("the database has another visitor key than when this process started, so each visitor would count a second time: restore the database or its table settings, or, if this database is the right one, restart footfall")
 )
 
-// applyBatch commits visits as batch number of writer, the number after its
-// last one, and returns their receipt. It may be called again with the same
+// applyBatch commits visits as batch `number` of `writer`, which must follow the
+// writer's last batch, and returns their receipt. It may be called again with the same
 // arguments when an answer was lost: what is already committed is not applied
 // twice, and gives the same numbers. It is for one goroutine, the recorder's.
 // ids must be distinct and in rising order: every instance locks visitors in this
@@ -32,9 +32,12 @@ func (s *store) applyBatch(ctx context.Context, writer, number int64, date time.
 	}
 	var r receipt
 	err := s.onBatches(ctx, func(conn *sql.Conn) (err error) {
-		r, s.past, err = scanReceipt(date, known, conn.QueryRowContext(ctx, query, batchArgs(writer, number, date, ids, visits)...))
-		if errors.Is(err, sql.ErrNoRows) {
-			r, s.past, err = replayBatch(ctx, conn, writer, number, date)
+		r, s.past, err = scanReceipt(date, known, conn.QueryRowContext(ctx, query, s.batchArgs(writer, number, date, ids, visits)...))
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			r, s.past, err = s.replayBatch(ctx, conn, writer, number, date)
+		case isUndefined(err):
+			err = errNoCount
 		}
 		return err
 	})
@@ -45,16 +48,19 @@ func (s *store) applyBatch(ctx context.Context, writer, number int64, date time.
 	return r, nil
 }
 
-func batchArgs(writer, number int64, date time.Time, ids [][]byte, visits []int64) []any {
+func (s *store) batchArgs(writer, number int64, date time.Time, ids [][]byte, visits []int64) []any {
 	var sum int64
 	for _, n := range visits {
 		sum += n
 	}
-	return []any{writer, number, date.Format(time.DateOnly), ids, visits, sum}
+	return []any{writer, number, date.Format(time.DateOnly), ids, visits, sum, s.fingerprint}
 }
 
 // errNotSent: the error came before anything was sent to the database.
 var errNotSent = errors.New("no connection to the database")
+
+// errWarned: the server has committed, and may have done so without its standby.
+var errWarned = errors.New("not confirmed")
 
 // onBatches runs do on the recorder's connection, which is given up after an
 // error: its state is unknown, and a server that has become read-only would
@@ -70,7 +76,7 @@ func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 	if warning := s.warned.Load(); err == nil && warning != nil {
 		// Such as 01000, that the wait for a synchronous standby was canceled: the
 		// answer is that of a commit, which only this server has.
-		err = fmt.Errorf("not confirmed: %s", warning.Message)
+		err = fmt.Errorf("%w: %s", errWarned, warning.Message)
 	}
 	if err != nil {
 		conn.Raw(func(any) error { return driver.ErrBadConn })
@@ -81,14 +87,17 @@ func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 // A batch is one statement: one round trip, one transaction. Each part reads
 // the RETURNING of the one before, which fixes their order; without a row in
 // writer none has anything to do. $1 writer, $2 number, $3 day, $4 visitors,
-// $5 their visits, $6 the sum of these. Each says its type: behind a pooler
-// (default_query_exec_mode=exec) the driver does not ask the server for it, and
-// unnest of unknown arrays is refused as ambiguous (42725).
+// $5 their visits, $6 the sum of these, $7 the visitor key's fingerprint. Each
+// says its type: behind a pooler (default_query_exec_mode=exec) the driver does
+// not ask the server for it, and unnest of unknown arrays is refused as
+// ambiguous (42725).
 const applyBatchSQL = `
 	WITH writer AS (
 		SELECT id
 		FROM writers
 		WHERE id = $1::bigint AND batch = $2::bigint - 1
+			AND EXISTS (SELECT FROM totals)
+			AND EXISTS (SELECT FROM settings WHERE name = 'visitor_key_fingerprint' AND value = $7::text)
 		FOR UPDATE
 	), visit AS (
 		SELECT v.id, v.visits
@@ -144,10 +153,10 @@ const applyBatchSQL = `
 	SELECT receipt`
 
 // replayBatch returns the receipt of a batch that applyBatchSQL found already
-// applied. It writes, so that its own commit waits for what the batch's may
-// not have waited for to the end: a backend that is terminated while it waits
-// for a synchronous standby leaves a commit that only this server has.
-func replayBatch(ctx context.Context, conn *sql.Conn, writer, number int64, date time.Time) (receipt, past, error) {
+// applied. It updates rather than reads, so that its commit waits for the
+// synchronous standby; the original commit may not have (a backend terminated
+// during that wait leaves a commit that only this server has).
+func (s *store) replayBatch(ctx context.Context, conn *sql.Conn, writer, number int64, date time.Time) (receipt, past, error) {
 	r, p, err := scanReceipt(date, past{}, conn.QueryRowContext(ctx, `
 		UPDATE writers
 		SET committed_at = now()
@@ -157,14 +166,20 @@ func replayBatch(ctx context.Context, conn *sql.Conn, writer, number int64, date
 	if !errors.Is(err, sql.ErrNoRows) {
 		return r, p, err
 	}
-	var exists bool
-	if err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM writers WHERE id = $1::bigint)`, writer).Scan(&exists); err != nil {
-		return receipt{}, past{}, err
+	return receipt{}, past{}, s.whyNot(ctx, conn)
+}
+
+// whyNot returns why applyBatchSQL applied nothing.
+func (s *store) whyNot(ctx context.Context, q queryer) error {
+	var hasTotals bool
+	var fingerprint string
+	if err := q.QueryRowContext(ctx, `SELECT `+stateSQL).Scan(&hasTotals, &fingerprint); err != nil {
+		return err
 	}
-	if exists {
-		return receipt{}, past{}, errOutOfStep
+	if err := s.refuses(hasTotals, fingerprint); err != nil {
+		return err
 	}
-	return receipt{}, past{}, errWriterGone
+	return errWriterGone
 }
 
 // tryVisit applies a batch of one and rolls it back: an error means that a visit
@@ -181,8 +196,12 @@ func (s *store) tryVisit(ctx context.Context, date time.Time) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO writers (id) VALUES ($1)`, writer); err != nil {
 			return fmt.Errorf("try a visit: %w", err)
 		}
-		batch := tx.QueryRowContext(ctx, applyBatchSQL+pastSQL+` FROM done`, batchArgs(writer, 1, date, [][]byte{visitor[:16]}, []int64{1})...)
-		if _, _, err := scanReceipt(date, past{}, batch); err != nil {
+		batch := tx.QueryRowContext(ctx, applyBatchSQL+pastSQL+` FROM done`, s.batchArgs(writer, 1, date, [][]byte{visitor[:16]}, []int64{1})...)
+		_, _, err = scanReceipt(date, past{}, batch)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = s.whyNot(ctx, tx)
+		}
+		if err != nil {
 			return fmt.Errorf("try a visit: %w", err)
 		}
 		if err := tx.Rollback(); err != nil {

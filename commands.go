@@ -16,8 +16,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // migrateCommand applies what is pending and says what it did.
@@ -186,7 +184,8 @@ type check struct {
 	kept, sum int64
 }
 
-// verify recounts everything in one snapshot.
+// verify recomputes the totals, each day's new visitors, and the visitors of the
+// last two days, in one snapshot. It always makes the same eight checks.
 func (s *store) verify(ctx context.Context) ([]check, error) {
 	tx, err := s.reads.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
@@ -194,37 +193,46 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 	}
 	defer tx.Rollback() // nothing to keep
 	rows, err := tx.QueryContext(ctx, `
-		WITH rows AS (
+		WITH total AS (
+			SELECT
+				count(*) AS rows, COALESCE(sum(visits), 0) AS visits, COALESCE(sum(visitors), 0) AS visitors,
+				sum(imported_visits) AS imported_visits, sum(imported_visitors) AS imported_visitors,
+				sum(forgotten_visits) AS forgotten_visits, sum(forgotten_visitors) AS forgotten_visitors
+			FROM totals
+		), rows AS (
 			SELECT sum(visits) AS visits, count(*) AS visitors FROM visitors
 		), by_day AS (
 			SELECT sum(visits) AS visits, sum(new_visitors) AS new_visitors FROM days
 		), latest AS (
 			SELECT max(day) AS day FROM days
 		)
-		SELECT * FROM (
-			SELECT 1, 'all visits = sum over visitors + forgotten', totals.visits, (COALESCE(rows.visits, 0) + forgotten_visits)::bigint FROM totals, rows
+		SELECT what, kept::bigint, COALESCE(recounted, 0)::bigint FROM (
+			SELECT 1, 'rows of totals = 1', rows, 1 FROM total
 			UNION ALL
-			SELECT 2, 'all visitors = rows of visitors + forgotten', totals.visitors, rows.visitors + forgotten_visitors FROM totals, rows
+			SELECT 2, 'all visits = sum over visitors + forgotten', total.visits, COALESCE(rows.visits, 0) + forgotten_visits FROM total, rows
 			UNION ALL
-			SELECT 3, 'all visits = sum over days + imported', totals.visits, (COALESCE(by_day.visits, 0) + imported_visits)::bigint FROM totals, by_day
+			SELECT 3, 'all visitors = rows of visitors + forgotten', total.visitors, rows.visitors + forgotten_visitors FROM total, rows
 			UNION ALL
-			SELECT 4, 'all visitors = new ones over days + imported', totals.visitors, (COALESCE(by_day.new_visitors, 0) + imported_visitors)::bigint FROM totals, by_day
+			SELECT 4, 'all visits = sum over days + imported', total.visits, COALESCE(by_day.visits, 0) + imported_visits FROM total, by_day
 			UNION ALL
-			SELECT 5, 'days whose new visitors differ from rows + forgotten', 0, count(*)
+			SELECT 5, 'all visitors = new ones over days + imported', total.visitors, COALESCE(by_day.new_visitors, 0) + imported_visitors FROM total, by_day
+			UNION ALL
+			SELECT 6, 'days whose new visitors differ from rows + forgotten', 0, count(*)
 			FROM (SELECT first_seen AS day, count(*) AS n FROM visitors WHERE first_seen IS NOT NULL GROUP BY first_seen) AS seen
 			FULL JOIN days USING (day)
 			WHERE COALESCE(seen.n, 0) + COALESCE(days.forgotten_new, 0) <> COALESCE(days.new_visitors, 0)
 			UNION ALL
-			SELECT 6, 'visitors of the latest day = rows + forgotten', days.visitors, days.forgotten + (SELECT count(*) FROM visitors WHERE last_seen = days.day)
-			FROM days JOIN latest USING (day)
+			SELECT 7, 'visitors of the latest day = rows + forgotten', COALESCE(days.visitors, 0),
+				COALESCE(days.forgotten, 0) + (SELECT count(*) FROM visitors WHERE last_seen = latest.day)
+			FROM latest LEFT JOIN days USING (day)
 			UNION ALL
-			SELECT 7, 'visitors of the day before it = rows + forgotten', days.visitors,
-				days.forgotten + (SELECT count(*) FROM visitors WHERE last_seen = days.day OR last_seen = days.day + 1 AND seen_day_before)
-			FROM days JOIN latest ON days.day = latest.day - 1
+			SELECT 8, 'visitors of the day before it = rows + forgotten', COALESCE(days.visitors, 0),
+				COALESCE(days.forgotten, 0) + (SELECT count(*) FROM visitors WHERE last_seen = latest.day - 1 OR last_seen = latest.day AND seen_day_before)
+			FROM latest LEFT JOIN days ON days.day = latest.day - 1
 		) AS checks (n, what, kept, recounted)
 		ORDER BY n`)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == "42P01" || pg.Code == "42703") { // undefined_table, undefined_column
-		return nil, errors.New("verify: this database holds no count yet, or an older program's: run footfall migrate, or look at the database's name in DATABASE_URL")
+	if isUndefined(err) {
+		return nil, errNoCount
 	}
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
@@ -232,9 +240,8 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 	defer rows.Close()
 	var checks []check
 	for rows.Next() {
-		var n int
 		var c check
-		if err := rows.Scan(&n, &c.what, &c.kept, &c.sum); err != nil {
+		if err := rows.Scan(&c.what, &c.kept, &c.sum); err != nil {
 			return nil, fmt.Errorf("verify: %w", err)
 		}
 		checks = append(checks, c)

@@ -211,7 +211,7 @@ func TestVerifyCommand(t *testing.T) {
 	assert.Regexp(t, `(?m)^all visits = sum over visitors \+ forgotten +1 +1 +ok$`, out)
 	execute(t, openTestStore(t, url).reads, `UPDATE totals SET visits = 7`)
 	out, err = verify()
-	assert.ErrorContains(t, err, "2 of 6 comparisons differ: restore from a backup, or look for what wrote to the tables beside footfall")
+	assert.ErrorContains(t, err, "2 of 8 comparisons differ: restore from a backup, or look for what wrote to the tables beside footfall")
 	assert.Regexp(t, `(?m)^all visits = sum over visitors \+ forgotten +7 +1 +DIFFERENT$`, out)
 }
 
@@ -588,6 +588,9 @@ func TestVerifyFindsTampering(t *testing.T) {
 		"the visitors of the day before":   {`UPDATE days SET visitors = 9 WHERE day = '2026-11-23'`, []string{"visitors of the day before it = rows + forgotten"}},
 		"imported visits":                  {`UPDATE totals SET imported_visits = 1`, []string{"all visits = sum over days + imported"}},
 		"imported visitors":                {`UPDATE totals SET imported_visitors = 1`, []string{"all visitors = new ones over days + imported"}},
+		"the totals removed":               {`DELETE FROM totals`, []string{"rows of totals = 1"}},
+		"everything removed":               {`TRUNCATE totals, visitors, days`, []string{"rows of totals = 1"}},
+		"the days removed":                 {`TRUNCATE days`, []string{"all visits = sum over days + imported", "all visitors = new ones over days + imported", "days whose new visitors differ from rows + forgotten"}},
 		"nothing":                          {`SELECT`, nil},
 	}
 	for name, tt := range tests {

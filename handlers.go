@@ -24,7 +24,6 @@ type server struct {
 	page     *page
 	metrics  *metrics
 	log      *slog.Logger
-	schema   int         // version of the schema that this program needs
 	draining atomic.Bool // shutdown has begun
 	now      func() time.Time
 }
@@ -40,7 +39,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 	return &server{
 		cfg: cfg, build: b, store: openStore(cfg.Database), counting: make(chan struct{}),
 		page:    &page{version: b.Version, userName: cfg.UserName, userURL: cfg.UserURL},
-		metrics: newMetrics(), log: log, schema: len(ourMigrations()), now: time.Now,
+		metrics: newMetrics(), log: log, now: time.Now,
 	}
 }
 
@@ -180,23 +179,20 @@ func (s *server) ready(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	schema, readOnly, err := s.store.probe(ctx)
-	switch {
-	case err != nil:
-		s.log.WarnContext(ctx, "not ready", "err", err)
-		return errNoDatabase
-	case schema < s.schema:
-		return &publicError{http.StatusServiceUnavailable, behind(schema, s.schema)}
-	case readOnly:
-		return &publicError{http.StatusServiceUnavailable, "the database is read-only"}
+	public := errNoDatabase
+	err := s.store.probe(ctx)
+	if err == nil && c.recorder.lastFailed() {
+		public = &publicError{http.StatusServiceUnavailable, "the database takes no visits"}
+		err = s.store.tryVisit(ctx, utcDay(s.now()))
 	}
-	if c.recorder.isFailing() {
-		if err := s.store.tryVisit(ctx, utcDay(s.now())); err != nil {
-			s.log.WarnContext(ctx, "not ready", "err", err)
-			return &publicError{http.StatusServiceUnavailable, "the database takes no visits"}
-		}
+	if err == nil {
+		return nil
 	}
-	return nil
+	s.log.WarnContext(ctx, "not ready", "err", err)
+	if reason, ok := errors.AsType[*refusal](err); ok {
+		public = &publicError{http.StatusServiceUnavailable, reason.msg}
+	}
+	return public
 }
 
 // publicError is a failure whose text the client may read. The page shows it to

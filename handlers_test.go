@@ -311,6 +311,47 @@ func TestReadyzWhereVisitsFail(t *testing.T) {
 	requireVerified(t, s.store)
 }
 
+// A database that is not as we left it: nothing of a visit is stored, readiness
+// says why, and it counts again once a person has put it right.
+func TestNothingIsCountedInAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ breaks, mends, reason string }{
+		"another key":   {`UPDATE settings SET value = 'of another' WHERE name = 'visitor_key_fingerprint'`, `UPDATE settings SET value = $1 WHERE name = 'visitor_key_fingerprint'`, errOtherKey.Error()},
+		"no settings":   {`DELETE FROM settings`, `INSERT INTO settings VALUES ('visitor_key_fingerprint', $1)`, errOtherKey.Error()},
+		"no totals":     {`CREATE TABLE kept AS SELECT * FROM totals; DELETE FROM totals`, `INSERT INTO totals SELECT * FROM kept WHERE $1 <> ''`, errNoTotals.Error()},
+		"no tables":     {`ALTER TABLE visitors RENAME TO v; ALTER TABLE settings RENAME TO s`, `DO 'BEGIN ALTER TABLE v RENAME TO visitors; ALTER TABLE s RENAME TO settings; END'`, errNoCount.Error()},
+		"another dump":  {`UPDATE settings SET value = 'of another' WHERE name = 'visitor_key_fingerprint'; TRUNCATE writers`, `UPDATE settings SET value = $1 WHERE name = 'visitor_key_fingerprint'`, errOtherKey.Error()},
+		"an older dump": {`TRUNCATE writers, visitors, days; UPDATE totals SET visits = 0, visitors = 0`, ``, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t, newDatabase(t))
+			require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+			execute(t, s.store.reads, tt.breaks)
+			if tt.reason != "" {
+				for range 3 {
+					assert.Equal(t, tt.reason+"\n", s.ask("GET", "/readyz").Body.String())
+					s.requireUnavailable(t, notLost)
+				}
+				for _, table := range []string{"visitors", "v"} {
+					if tableExists(t, s.store.reads, table) {
+						assert.Equal(t, int64(1), queryInt(t, s.store.reads, `SELECT sum(visits) FROM `+table))
+					}
+				}
+				assert.LessOrEqual(t, queryInt(t, s.store.reads, `SELECT count(*) FROM writers`), int64(1), "a refused visit leaves no row")
+				if strings.Contains(tt.mends, "$1") {
+					execute(t, s.store.reads, tt.mends, s.store.fingerprint)
+				} else {
+					execute(t, s.store.reads, tt.mends)
+				}
+				eventually(t, "ready again", func() bool { return s.ask("GET", "/readyz").Code == http.StatusOK })
+			}
+			require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
+			requireVerified(t, s.store)
+		})
+	}
+}
+
 // An answer that the program cannot read is no broken connection: nothing is
 // sent again, the log has the cause, and readiness sees it as a visit does.
 func TestAnswerNotUnderstood(t *testing.T) {
@@ -378,7 +419,7 @@ func TestTableLocked(t *testing.T) {
 	s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
 	assert.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/api/stats").Code)
 	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/badge.svg").Body.String())
-	assert.Equal(t, "the database takes no visits\n", s.ask("GET", "/readyz").Body.String())
+	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/readyz").Body.String())
 	for _, path := range []string{"/healthz", "/version", "/metrics", assetPath("style.css")} {
 		assert.Equal(t, http.StatusOK, s.ask("GET", path).Code, path)
 	}

@@ -164,7 +164,11 @@ func prepared(t testing.TB, s *store) visitor.Hasher {
 }
 
 func prepareWith(t testing.TB, s *store, key []byte) (visitor.Hasher, error) {
-	return prepareDatabase(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
+	h, err := prepareDatabase(t.Context(), s.reads, key, slog.New(slog.DiscardHandler))
+	if err == nil {
+		s.fingerprint = h.Fingerprint()
+	}
+	return h, err
 }
 
 // holdLock runs a statement that takes a lock, and keeps that until release is
@@ -479,6 +483,9 @@ func (s *testServer) ask(method, path string, headers ...string) *httptest.Respo
 // newTestRecorder returns a recorder that is closed after the test.
 func newTestRecorder(t testing.TB, s *store) *recorder {
 	t.Helper()
+	if s.fingerprint == "" {
+		s.fingerprint, _ = readSetting(t.Context(), s.reads, settingFingerprint) // in vain where there is no database
+	}
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())
 	t.Cleanup(func() { closeRecorder(t, r) })

@@ -41,10 +41,10 @@ type recorder struct {
 	waiting int           // visits in queue and in the batch on its way
 	closed  bool          // no more visits
 	failing bool          // the last batch was not committed, or there was none yet
-	wake    chan struct{} // holds one token while queue or closed wait to be looked at
+	wake    chan struct{} // buffered(1): tells run that queue or closed changed
 	stopped chan struct{} // closed when run has returned
 
-	// Of run alone. The pair makes a batch exactly-once: see applyBatch.
+	// Used by run only. Together they identify a batch, so that it is applied once.
 	writer int64 // our row in writers; 0: none yet
 	number int64 // of the last batch that we know to be committed
 }
@@ -145,9 +145,8 @@ func (r *recorder) signal() {
 	}
 }
 
-// isFailing reports whether nothing shows that a visit would be counted now: the
-// last batch was not committed, or there was none yet.
-func (r *recorder) isFailing() bool {
+// lastFailed reports whether the last batch failed, or none was tried yet.
+func (r *recorder) lastFailed() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.failing
@@ -236,11 +235,12 @@ func (r *recorder) commit(b *batch) error {
 		if cause == nil || ctx.Err() == nil {
 			cause = err
 		}
-		first := !sent
-		sent = sent || !errors.Is(err, errNotSent)
+		// Refused at the first try, it is certainly not applied.
+		_, refused := errors.AsType[*refusal](err)
+		sent = sent || !refused && !errors.Is(err, errNotSent)
 		switch {
-		case errors.Is(err, errWriterGone) && first: // certainly not applied: try again under another
-			r.writer, sent = 0, false
+		case errors.Is(err, errWriterGone) && !sent && ctx.Err() == nil:
+			r.writer = 0 // try again under another
 		case retryable(err) && ctx.Err() == nil: // try again
 		case sent:
 			r.writer = 0

@@ -75,6 +75,7 @@ func (s *server) prepare(ctx context.Context) error {
 		h, err := prepareDatabase(ctx, s.store.reads, s.cfg.VisitorKey, s.log)
 		switch {
 		case err == nil:
+			s.store.fingerprint = h.Fingerprint()
 			s.counter.Store(&counter{h, newRecorder(s.store, s.log, s.metrics)})
 			close(s.counting)
 			s.log.Info("ready", "ms", time.Since(start).Milliseconds())

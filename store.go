@@ -31,6 +31,8 @@ type store struct {
 	batches *sql.DB // one connection, the recorder's
 	probes  *sql.DB // one connection, of /readyz
 
+	fingerprint string // of the key that visitors are counted by; set before the first visit
+
 	warned atomic.Pointer[pgconn.Notice] // the last warning on the connection of batches
 	past   past                          // of the last batch
 }
@@ -227,18 +229,53 @@ func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err er
 	return csv, nil
 }
 
-// probe returns the newest migration that the database has, and whether it is a
-// standby or closed to writes.
-func (s *store) probe(ctx context.Context) (schema int, readOnly bool, err error) {
-	err = repeat(ctx, func() error {
-		return s.probes.QueryRowContext(ctx, `
-			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on'
-			FROM schema_migrations`).Scan(&schema, &readOnly)
-	})
-	if err != nil {
-		return 0, false, fmt.Errorf("read the schema's version: %w", err)
+// stateSQL reads what counting needs: the row of totals, and the fingerprint of
+// the visitor key.
+const stateSQL = `EXISTS (SELECT FROM totals), COALESCE((SELECT value FROM settings WHERE name = 'visitor_key_fingerprint'), '')`
+
+// refuses returns why nothing is counted in a database of this state, or nil.
+func (s *store) refuses(hasTotals bool, fingerprint string) error {
+	switch {
+	case fingerprint != s.fingerprint:
+		return errOtherKey
+	case !hasTotals:
+		return errNoTotals
 	}
-	return schema, readOnly, nil
+	return nil
+}
+
+// probe reads whether visits could be counted. What only a person can change is
+// a [refusal].
+func (s *store) probe(ctx context.Context) error {
+	var schema int
+	var readOnly, hasTotals bool
+	var fingerprint string
+	err := repeat(ctx, func() error {
+		return s.probes.QueryRowContext(ctx, `
+			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on', `+stateSQL+`
+			FROM schema_migrations`).Scan(&schema, &readOnly, &hasTotals, &fingerprint)
+	})
+	needs := len(ourMigrations())
+	switch {
+	case isUndefined(err):
+		return errNoCount
+	case err != nil:
+		return fmt.Errorf("read the schema's version: %w", err)
+	case schema < needs:
+		return refuse("%s", behind(schema, needs))
+	case readOnly:
+		return refuse("the database is read-only")
+	}
+	return s.refuses(hasTotals, fingerprint)
+}
+
+// errNoCount: a table or column of ours is missing.
+var errNoCount = refuse("this database holds no count yet, or an older program's: run footfall migrate, or look at the database's name in DATABASE_URL")
+
+// isUndefined reports whether err is PostgreSQL's undefined_table or undefined_column.
+func isUndefined(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "42P01" || pg.Code == "42703")
 }
 
 // explainConnect words a failed connection in one sentence without the
@@ -265,7 +302,7 @@ func retryable(err error) bool {
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
-		return connectionFailed(err)
+		return errors.Is(err, errWarned) || connectionFailed(err)
 	}
 	switch pg.Code {
 	case "", // a proxy's own words

@@ -174,10 +174,7 @@ func TestReadsSurviveBrokenConnections(t *testing.T) {
 		require.NoError(t, err)
 		require.True(t, c.done())
 		c.arm(how)
-		schema, readOnly, err := s.probe(t.Context())
-		require.NoError(t, err)
-		require.Equal(t, len(ourMigrations()), schema)
-		require.False(t, readOnly)
+		require.NoError(t, s.probe(t.Context()))
 		require.True(t, c.done())
 	}
 }

@@ -73,4 +73,4 @@ func (r *recorder) record(id visitor.ID) (visit, error) {
 
 func (r *recorder) close(context.Context) error { return nil }
 
-func (r *recorder) isFailing() bool { return false }
+func (r *recorder) lastFailed() bool { return false }
