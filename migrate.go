@@ -12,8 +12,6 @@ import (
 	"footfall/internal/visitor"
 	"io/fs"
 	"log/slog"
-	"regexp"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -43,6 +41,7 @@ type migration struct {
 	name     string // file name, 0001_count.sql
 	checksum string // SHA-256 of the file in hex
 	sql      string
+	took     time.Duration // once it was applied
 }
 
 // applied is one row of schema_migrations.
@@ -53,36 +52,21 @@ type applied struct {
 	appliedAt time.Time
 }
 
-var migrationName = regexp.MustCompile(`^(\d{4})_[a-z0-9_]+\.sql$`)
-
-// loadMigrations reads the migrations of a folder in order, and refuses names
-// that are not NNNN_what.sql, gaps and numbers that occur twice.
+// loadMigrations reads the migrations of a directory in order. A test looks after
+// the embedded ones: NNNN_what_it_does.sql, numbered from 1 without gaps.
 func loadMigrations(fsys fs.FS) ([]migration, error) {
 	entries, err := fs.ReadDir(fsys, ".") // sorted by name, so by number
 	if err != nil {
 		return nil, fmt.Errorf("read migrations: %w", err)
 	}
 	var ms []migration
-	for _, entry := range entries {
-		name := entry.Name()
-		match := migrationName.FindStringSubmatch(name)
-		if match == nil {
-			return nil, fmt.Errorf("migration %q: name it NNNN_what_it_does.sql", name)
-		}
-		version, _ := strconv.Atoi(match[1]) // four digits, says the pattern
-		want := len(ms) + 1
-		if version < want {
-			return nil, fmt.Errorf("migration %s: number %04d is taken by %s, renumber one of them", name, version, ms[len(ms)-1].name)
-		}
-		if version > want {
-			return nil, fmt.Errorf("migration %s: %04d is missing, number the files without gaps", name, want)
-		}
-		text, err := fs.ReadFile(fsys, name)
+	for i, entry := range entries {
+		text, err := fs.ReadFile(fsys, entry.Name())
 		if err != nil {
-			return nil, fmt.Errorf("read migration %s: %w", name, err)
+			return nil, fmt.Errorf("read migration: %w", err)
 		}
 		sum := sha256.Sum256(text)
-		ms = append(ms, migration{version, name, hex.EncodeToString(sum[:]), string(text)})
+		ms = append(ms, migration{version: i + 1, name: entry.Name(), checksum: hex.EncodeToString(sum[:]), sql: string(text)})
 	}
 	return ms, nil
 }
@@ -100,17 +84,11 @@ func ourMigrations() []migration {
 	return ms
 }
 
-// migrationRun is a file that was applied, and how long it took.
-type migrationRun struct {
-	name string
-	took time.Duration
-}
-
 // migrate applies all pending migrations in tx, which holds the migration lock:
 // processes started together wait for one another, and a failing file leaves
 // nothing behind. A database that is ahead of ms is fine as long as the files
 // that both know are the same.
-func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migrationRun, err error) {
+func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migration, err error) {
 	if _, err := tx.ExecContext(ctx, `
 		CREATE TABLE IF NOT EXISTS schema_migrations (
 			version    integer     PRIMARY KEY,
@@ -127,24 +105,11 @@ func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migrationRu
 	if err := compareMigrations(ms, done); err != nil {
 		return nil, err
 	}
-	before, err := transactionID(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
 	for _, m := range ms[min(len(done), len(ms)):] {
 		start := time.Now()
 		// Without arguments the driver sends the file as it is, all statements.
 		if _, err := tx.ExecContext(ctx, m.sql); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.name, err)
-		}
-		// A COMMIT or ROLLBACK in the file has ended our transaction, and the
-		// lock with it. What the file did before stays; nothing after it does.
-		after, err := transactionID(ctx, tx)
-		if err != nil {
-			return nil, err
-		}
-		if after != before {
-			return nil, refuse("%s ends the transaction: remove COMMIT or ROLLBACK from it, and undo by hand what it did", m.name)
 		}
 		if _, err := tx.ExecContext(ctx, `
 			INSERT INTO schema_migrations (version, name, checksum)
@@ -152,16 +117,10 @@ func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migrationRu
 			m.version, m.name, m.checksum); err != nil {
 			return nil, fmt.Errorf("record %s: %w", m.name, err)
 		}
-		ran = append(ran, migrationRun{m.name, time.Since(start)})
+		m.took = time.Since(start)
+		ran = append(ran, m)
 	}
 	return ran, nil
-}
-
-func transactionID(ctx context.Context, tx *sql.Tx) (id string, err error) {
-	if err := tx.QueryRowContext(ctx, `SELECT pg_current_xact_id()::text`).Scan(&id); err != nil {
-		return "", fmt.Errorf("read the transaction's number: %w", err)
-	}
-	return id, nil
 }
 
 // underMigrationLock runs change in a transaction that holds the advisory lock
@@ -291,7 +250,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	}
 	var (
 		h      visitor.Hasher
-		ran    []migrationRun
+		ran    []migration
 		report *imported
 	)
 	err = underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
