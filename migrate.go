@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -26,13 +27,13 @@ const migrateKey = 0x38472b5c42202c47
 
 // Waits of a process that changes the schema.
 const (
-	// migrateLimit bounds the wait for another process's migration, and the
-	// time that tables in use may keep ours from its end.
+	// migrateLimit bounds the wait for another process's migration, and for
+	// tables in use.
 	migrateLimit = time.Minute
 	// While a migration waits for a table, every later statement on that table
 	// queues behind it, so the wait is a fraction of visitTimeout.
 	tableLockTimeout = 500 * time.Millisecond
-	tableLockPause   = time.Second // between two tries: the queue gets through
+	tableLockPause   = time.Second // between two tries: lets queued statements run
 )
 
 // migration is one file of sql/.
@@ -65,6 +66,7 @@ func loadMigrations(fsys fs.FS) ([]migration, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read migration: %w", err)
 		}
+		text = bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n")) // a checkout's line ends are not the file's
 		sum := sha256.Sum256(text)
 		ms = append(ms, migration{version: i + 1, name: entry.Name(), checksum: hex.EncodeToString(sum[:]), sql: string(text)})
 	}
@@ -108,7 +110,11 @@ func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migration, 
 	for _, m := range ms[min(len(done), len(ms)):] {
 		start := time.Now()
 		// Without arguments the driver sends the file as it is, all statements.
-		if _, err := tx.ExecContext(ctx, m.sql); err != nil {
+		_, err := tx.ExecContext(ctx, m.sql)
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P07" { // duplicate_table
+			return nil, refuse("%s: %s: "+anotherProgram, m.name, pg.Message, "of that name")
+		}
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", m.name, err)
 		}
 		if _, err := tx.ExecContext(ctx, `
@@ -137,7 +143,7 @@ func underMigrationLock(ctx context.Context, db *sql.DB, limit time.Duration, ch
 			return err
 		}
 		if time.Until(deadline) < tableLockPause {
-			return fmt.Errorf("given up after %s; look in pg_stat_activity for what holds the lock: %w", limit, err)
+			return fmt.Errorf("gave up after %s; look in pg_stat_activity for what holds the lock: %w", limit, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -153,6 +159,14 @@ func tryUnderMigrationLock(ctx context.Context, db *sql.DB, wait time.Duration, 
 		return err
 	}
 	defer tx.Rollback() // does nothing after Commit
+	// A role's own limits would end a long migration or import, and each start
+	// would begin it again. transaction_timeout came with PostgreSQL 17.
+	if _, err := tx.ExecContext(ctx, `
+		SELECT set_config(name, '0', true)
+		FROM pg_settings
+		WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')`); err != nil {
+		return fmt.Errorf("lift the role's time limits: %w", err)
+	}
 	lockTimeout := func(d time.Duration) error {
 		_, err := tx.ExecContext(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, d.Milliseconds()))
 		return err
@@ -172,15 +186,25 @@ func tryUnderMigrationLock(ctx context.Context, db *sql.DB, wait time.Duration, 
 	return tx.Commit()
 }
 
+const anotherProgram = "the table %s belongs to another program: give footfall a database of its own, or a schema, with ?search_path=NAME in DATABASE_URL"
+
 // appliedMigrations lists what the database has, in order; nothing when it was
 // never migrated.
 func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
-	var exists bool
-	if err := q.QueryRowContext(ctx, `SELECT to_regclass('schema_migrations') IS NOT NULL`).Scan(&exists); err != nil {
+	var columns int
+	if err := q.QueryRowContext(ctx, `
+		SELECT CASE WHEN to_regclass('schema_migrations') IS NULL THEN 0 ELSE 1 + count(*) END
+		FROM pg_attribute
+		WHERE attrelid = to_regclass('schema_migrations') AND NOT attisdropped
+			AND attname IN ('version', 'name', 'checksum', 'applied_at')`).Scan(&columns); err != nil {
 		return nil, fmt.Errorf("look for schema_migrations: %w", err)
 	}
-	if !exists {
+	switch columns {
+	case 0: // no table
 		return nil, nil
+	case 5: // ours
+	default:
+		return nil, refuse(anotherProgram, "schema_migrations")
 	}
 	rows, err := q.QueryContext(ctx, `
 		SELECT version, name, checksum, applied_at
@@ -223,37 +247,49 @@ func compareMigrations(ms []migration, done []applied) error {
 	return nil
 }
 
-// prepareDatabase brings the database to where counting can begin: migrated, with its
-// visitor key, and with the visitors of the original imported. Where nothing
-// of that is pending it takes no lock and writes nothing.
-func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (visitor.Hasher, error) {
-	ms := ourMigrations()
+// lookTimeout bounds the reads of a start: behind a locked table, or a proxy
+// that swallows a query, the next try may find a way through.
+const lookTimeout = 5 * time.Second
+
+// isPrepared returns the hasher of a database that needs no change; false: it does.
+func isPrepared(ctx context.Context, db *sql.DB, key []byte, ms []migration, log *slog.Logger) (visitor.Hasher, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	done, err := appliedMigrations(ctx, db)
 	if err == nil {
 		err = compareMigrations(ms, done)
 	}
 	if err != nil {
-		return visitor.Hasher{}, fmt.Errorf("migrate: %w", err)
+		return visitor.Hasher{}, false, fmt.Errorf("migrate: %w", err)
 	}
 	if n := len(done) - len(ms); n > 0 {
 		log.Warn("the database is newer than this program", "unknown_migrations", n)
 	}
-	if len(done) >= len(ms) {
-		h, found, err := findKey(ctx, db, key)
-		if err != nil {
-			return visitor.Hasher{}, err
-		}
-		pending, err := takeoverPending(ctx, db)
-		if err != nil || found && !pending {
-			return h, err
-		}
+	if len(done) < len(ms) {
+		return visitor.Hasher{}, false, nil
+	}
+	h, found, err := findKey(ctx, db, key)
+	if err != nil {
+		return visitor.Hasher{}, false, err
+	}
+	pending, err := takeoverPending(ctx, db)
+	return h, found && !pending, err
+}
+
+// prepareDatabase brings the database to where counting can begin: migrated, with its
+// visitor key, and with the visitors of the original imported. Where nothing
+// of that is pending it takes no lock and writes nothing.
+func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logger) (visitor.Hasher, error) {
+	ms := ourMigrations()
+	if h, ok, err := isPrepared(ctx, db, key, ms, log); ok || err != nil {
+		return h, err
 	}
 	var (
 		h      visitor.Hasher
 		ran    []migration
 		report *imported
 	)
-	err = underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
+	err := underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
 		if ran, err = migrate(ctx, tx, ms); err != nil {
 			return fmt.Errorf("migrate: %w", err)
 		}
@@ -293,7 +329,7 @@ const (
 )
 
 // findKey returns the hasher of a database that has been counted with a key;
-// false: not yet. The key is the configured one, or the one that the database
+// and false for a database without a key. The key is the configured one, or the one that the database
 // keeps. Another key than before would count every visitor a second time, so it
 // is refused.
 func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher, bool, error) {
@@ -321,9 +357,16 @@ func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher,
 	return h, true, nil
 }
 
-// makeKey returns the hasher of a database that is new: with the configured
+// makeKey returns the hasher of a database without visitors: with the configured
 // key, or with a random one that the database keeps.
 func makeKey(ctx context.Context, tx *sql.Tx, configured []byte) (visitor.Hasher, error) {
+	var counted bool
+	if err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM visitors)`).Scan(&counted); err != nil {
+		return visitor.Hasher{}, fmt.Errorf("look for visitors: %w", err)
+	}
+	if counted {
+		return visitor.Hasher{}, refuse("the table settings has lost the visitor key, but there are visitors: restore it from a backup, as another key would count each of them a second time")
+	}
 	key := configured
 	if key == nil {
 		key = make([]byte, minVisitorKey)

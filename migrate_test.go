@@ -74,6 +74,12 @@ func TestOurMigrations(t *testing.T) {
 	}
 }
 
+// A checkout with other line ends is the same program.
+func TestLineEndsOfMigrations(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, migrations(t, "0001_a.sql", "SELECT 1;\nSELECT 2;\n"), migrations(t, "0001_a.sql", "SELECT 1;\r\nSELECT 2;\r\n"))
+}
+
 // Twelve processes that start together apply each file once, and none fails.
 func TestMigrateTwelveAtOnce(t *testing.T) {
 	t.Parallel()
@@ -143,7 +149,7 @@ func TestMigrateRefuses(t *testing.T) {
 		"lost row": {"DELETE FROM schema_migrations WHERE version = 1", ms,
 			"schema_migrations lacks version 1: restore the row or the database"},
 		"damaged table": {"ALTER TABLE schema_migrations RENAME COLUMN checksum TO sum", ms,
-			`read schema_migrations: ERROR: column "checksum" does not exist`},
+			`the table schema_migrations belongs to another program: give footfall a database of its own, or a schema, with ?search_path=NAME in DATABASE_URL`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -184,7 +190,7 @@ func TestMigrateLockTimeout(t *testing.T) {
 	url := newDatabase(t)
 	holdLock(t, openTestStore(t, url), takeMigrationLock)
 	err := underMigrationLock(t.Context(), openTestStore(t, url).reads, 50*time.Millisecond, nil)
-	require.ErrorContains(t, err, "given up after 50ms; look in pg_stat_activity for what holds the lock: wait for another process that is migrating this database: ")
+	require.ErrorContains(t, err, "gave up after 50ms; look in pg_stat_activity for what holds the lock: wait for another process that is migrating this database: ")
 }
 
 // A start that is told to stop while it waits for another one's migration
@@ -205,6 +211,82 @@ func TestMigrateCanceled(t *testing.T) {
 	})
 	cancel()
 	assert.ErrorIs(t, <-ended, context.Canceled)
+}
+
+// Tables of another program in the same database.
+func TestMigrateLeavesOthersTables(t *testing.T) {
+	t.Parallel()
+	const theirs = " belongs to another program: give footfall a database of its own, or a schema, with ?search_path=NAME in DATABASE_URL"
+	for name, tt := range map[string]struct{ tables, wantErr string }{
+		"Rails, dbmate":  {`CREATE TABLE schema_migrations (version varchar PRIMARY KEY)`, "migrate: the table schema_migrations" + theirs},
+		"golang-migrate": {`CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty boolean NOT NULL)`, "migrate: the table schema_migrations" + theirs},
+		"Ecto":           {`CREATE TABLE schema_migrations (version bigint PRIMARY KEY, inserted_at timestamp)`, "migrate: the table schema_migrations" + theirs},
+		"without any":    {`CREATE TABLE schema_migrations ()`, "migrate: the table schema_migrations" + theirs},
+		"settings":       {`CREATE TABLE settings (id int)`, `migrate: 0001_count.sql: relation "settings" already exists: the table of that name` + theirs},
+		"visitors":       {`CREATE TABLE visitors (id int)`, `migrate: 0001_count.sql: relation "visitors" already exists: the table of that name` + theirs},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := newDatabase(t)
+			s := openTestStore(t, url)
+			execute(t, s.reads, tt.tables)
+			_, err := prepareWith(t, s, nil)
+			require.EqualError(t, err, tt.wantErr)
+			assert.False(t, retryable(err))
+			assert.Equal(t, int64(1), queryInt(t, s.reads, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`), "nothing is added")
+			// The way out that the sentence names.
+			execute(t, s.reads, `CREATE SCHEMA footfall`)
+			prepared(t, openTestStore(t, url+"&search_path=footfall"))
+		})
+	}
+}
+
+// A role with time limits migrates and imports all the same.
+func TestMigrateUnderARolesTimeouts(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []string{"statement_timeout", "idle_in_transaction_session_timeout"} {
+		t.Run(limit, func(t *testing.T) {
+			t.Parallel()
+			url := newDatabase(t)
+			alterDatabase(t, openTestStore(t, url), limit+` = 1000`)
+			s := openTestStore(t, url)
+			execute(t, s.reads, `CREATE TABLE slow (n int)`)
+			err := underMigrationLock(t.Context(), s.reads, migrateLimit, func(tx *sql.Tx) error {
+				if limit == "statement_timeout" {
+					_, err := tx.ExecContext(t.Context(), `SELECT pg_sleep(1.5)`)
+					return err
+				}
+				<-time.After(1500 * time.Millisecond) // as an import that computes
+				_, err := tx.ExecContext(t.Context(), `INSERT INTO slow VALUES (1)`)
+				return err
+			})
+			require.NoError(t, err)
+			var kept string
+			scan(t, s, &kept, `SHOW `+limit)
+			assert.Equal(t, "1s", kept, "for that transaction only")
+		})
+	}
+}
+
+// A partial dump without settings: a new key would count everyone again.
+func TestNoNewKeyForOldVisitors(t *testing.T) {
+	t.Parallel()
+	for name, key := range map[string][]byte{"kept in the database": nil, "configured": []byte(strings.Repeat("k", 32))} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := openTestStore(t, newDatabase(t))
+			_, err := prepareWith(t, s, key)
+			require.NoError(t, err)
+			count(t, newTestRecorder(t, s), "ada")
+			execute(t, s.reads, `DELETE FROM settings`)
+			_, err = prepareWith(t, s, key)
+			require.EqualError(t, err, "the table settings has lost the visitor key, but there are visitors: restore it from a backup, as another key would count each of them a second time")
+			assert.Zero(t, queryInt(t, s.reads, `SELECT count(*) FROM settings`))
+			execute(t, s.reads, `TRUNCATE visitors`)
+			_, err = prepareWith(t, s, key)
+			require.NoError(t, err, "nobody is there to be counted again")
+		})
+	}
 }
 
 // The program serves a database that a newer one has migrated, and says so once.

@@ -66,11 +66,14 @@ func serve(ctx context.Context, cfg config, out io.Writer) error {
 	return s.stop(ctx, hs)
 }
 
-// prepare makes the server count once the database is prepared. What may get
-// better by itself is tried again until ctx is done; the rest is the error.
+// notReadyEvery is how often a cause that has not changed is logged again.
+const notReadyEvery = time.Minute
+
+// prepare retries prepareDatabase until it succeeds, fails for good, or ctx is
+// done; then it starts the recorder.
 func (s *server) prepare(ctx context.Context) error {
 	start := time.Now()
-	said := ""
+	said, saidAt := "", time.Time{}
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		h, err := prepareDatabase(ctx, s.store.reads, s.cfg.VisitorKey, s.log)
 		switch {
@@ -85,9 +88,9 @@ func (s *server) prepare(ctx context.Context) error {
 		case !retryable(err):
 			return err
 		}
-		if text := explainConnect(err).Error(); text != said {
+		if text := explainConnect(err).Error(); text != said || s.now().Sub(saidAt) >= notReadyEvery {
 			s.log.Warn("not ready yet", "err", text)
-			said = text
+			said, saidAt = text, s.now()
 		}
 		select {
 		case <-ctx.Done():

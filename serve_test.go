@@ -49,6 +49,30 @@ func TestServeBeforeTheDatabase(t *testing.T) {
 	require.NoError(t, <-r.ended)
 }
 
+// What keeps a start waiting has a deadline, and is logged again every minute.
+func TestStartBehindALock(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	holder := openTestStore(t, url)
+	prepared(t, holder)
+	release := holdLock(t, holder, `LOCK TABLE settings`)
+	cfg, err := loadConfig(environment("DATABASE_URL", url))
+	require.NoError(t, err)
+	log, lines := newLog(t)
+	s := newServer(cfg, log)
+	t.Cleanup(func() { assert.NoError(t, s.store.close()) })
+	clock := time.Now()
+	s.now = func() time.Time { clock = clock.Add(notReadyEvery / 2); return clock }
+	ended := make(chan error, 1)
+	go func() { ended <- s.prepare(t.Context()) }()
+	eventually(t, "the cause is logged again", func() bool {
+		return strings.Count(lines.String(), `"msg":"not ready yet","err":"read setting visitor_key_fingerprint: timeout: context deadline exceeded"`) == 2
+	})
+	release()
+	require.NoError(t, <-ended)
+	closeRecorder(t, s.counter.Load().recorder)
+}
+
 // While another process migrates, the service answers and waits.
 func TestServeWhileAnotherMigrates(t *testing.T) {
 	t.Parallel()
