@@ -310,7 +310,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
 	}
 	if report != nil {
-		log.Info("imported visitors of the original", "rows", report.rows, "visitors", report.visitors, "visits", report.visits, "ms", report.took.Milliseconds())
+		log.Info("imported visitors of the original", "rows", report.rows, "visitors", report.visitors, "visits", report.visits)
 		if report.skipped > 0 {
 			log.Warn("rows without an address were not imported", "rows", report.skipped, "visits", report.skippedVisits)
 		}

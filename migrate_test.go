@@ -377,7 +377,7 @@ func TestTakeOver(t *testing.T) {
 	}
 	requireVerified(t, s)
 	assert.Equal(t, before, dump(t, s, "visitor"), "the old table stays as it is")
-	assert.Contains(t, lines.String(), `"msg":"imported visitors of the original","rows":12,"visitors":6,"visits":2147483689,`)
+	assert.Contains(t, lines.String(), `"msg":"imported visitors of the original","rows":12,"visitors":6,"visits":2147483689}`)
 	assert.Contains(t, lines.String(), `"msg":"rows without an address were not imported","rows":4,"visits":1111}`)
 	for _, address := range []string{"198.51.100", "2001:db8", "203.0.113"} {
 		assert.NotContains(t, lines.String(), address)
@@ -401,6 +401,27 @@ func TestTakeOver(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 1, strings.Count(lines.String(), "imported visitors of the original"))
 	assert.Equal(t, int64(visits+1), queryInt(t, s.reads, `SELECT visits FROM totals`))
+}
+
+// The original's column as another program may have changed it.
+func TestTakeOverOtherTypes(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []string{"text", "inet", "cidr", "char(40)"} {
+		t.Run(tt, func(t *testing.T) {
+			t.Parallel()
+			s := openTestStore(t, newDatabase(t))
+			execute(t, s.reads, originalTables+`
+				ALTER TABLE visitor ALTER COLUMN ip TYPE `+tt+` USING ip::`+tt+`;
+				INSERT INTO visitor (ip, visits) VALUES ('198.51.100.7', 3), ('2001:db8:1:2::1', 4), (NULL, 5)`)
+			h := prepared(t, s)
+			for address, want := range map[string]int64{"198.51.100.7": 3, "2001:db8:1:2::9": 4} {
+				client, ok := visitor.Parse(address)
+				require.True(t, ok)
+				assert.Equal(t, want, visitsOf(t, s, h.ID(client)), address)
+			}
+			requireExactly(t, s, 7)
+		})
+	}
 }
 
 // dump returns all of a table as text.

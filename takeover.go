@@ -1,29 +1,25 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
 	"footfall/internal/visitor"
-	"maps"
-	"slices"
 	"time"
 )
 
 // settingTakeover holds the time and the numbers of the import, once it was done.
 const settingTakeover = "flask_import"
 
-// imported is the report of an import.
+// imported says what an import did.
 type imported struct {
 	rows, visitors, visits int64
 	skipped, skippedVisits int64 // rows without an address, and their visits
-	took                   time.Duration
 }
 
 // takeoverPending reports whether the database has the table of the Flask
 // application that this program replaces, visitor(id, ip, visits), and it was
-// not imported yet. A table visitor with other columns is not its.
+// not imported yet. A table visitor without these columns is ignored.
 func takeoverPending(ctx context.Context, q queryer) (pending bool, err error) {
 	err = q.QueryRowContext(ctx, `
 		SELECT to_regclass('alembic_version') IS NOT NULL
@@ -39,26 +35,33 @@ func takeoverPending(ctx context.Context, q queryer) (pending bool, err error) {
 	return pending, nil
 }
 
+// importChunk is how many rows an import holds in memory.
+const importChunk = 10_000
+
 // takeOver imports the original's visitors if that is pending; else the report
 // is nil. It all happens in tx: an import that is cut off leaves nothing, and
-// none happens twice. The old table stays as it is.
+// none happens twice. The old table stays as it is. Visitors are locked in order
+// within a chunk only: where an instance counts meanwhile, PostgreSQL may find a
+// deadlock, and both sides try again.
 func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, error) {
 	pending, err := takeoverPending(ctx, tx)
 	if err != nil || !pending {
 		return nil, err
 	}
 	start := time.Now()
-	report, visits, err := readOriginal(ctx, tx, h)
-	if err != nil {
+	// The column is text, or inet, whose text ends in "/32".
+	if _, err := tx.ExecContext(ctx, `
+		DECLARE original NO SCROLL CURSOR FOR
+		SELECT COALESCE(split_part(ip::text, '/', 1), ''), GREATEST(COALESCE(visits, 0), 0)
+		FROM visitor`); err != nil {
 		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	ids := slices.SortedFunc(maps.Keys(visits), func(a, b visitor.ID) int { return bytes.Compare(a[:], b[:]) }) // the order in which batches lock rows
-	for chunk := range slices.Chunk(ids, 10_000) {                                                              // keeps a statement's arguments small
-		added, err := insertImported(ctx, tx, chunk, visits)
-		if err != nil {
+	var report imported
+	for last := int64(-1); report.rows > last; {
+		last = report.rows
+		if err := importNext(ctx, tx, h, &report); err != nil {
 			return nil, fmt.Errorf("import visitors: %w", err)
 		}
-		report.visitors += added
 	}
 	if _, err := tx.ExecContext(ctx, `
 		UPDATE totals SET
@@ -68,28 +71,25 @@ func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, err
 			imported_visitors = imported_visitors + $2`, report.visits, report.visitors); err != nil {
 		return nil, fmt.Errorf("import visitors: %w", err)
 	}
-	report.took = time.Since(start)
-	return report, writeSetting(ctx, tx, settingTakeover, fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d",
+	return &report, writeSetting(ctx, tx, settingTakeover, fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d",
 		start.UTC().Format(time.RFC3339), report.rows, report.visitors, report.visits, report.skipped))
 }
 
-// readOriginal returns the visits of each visitor in the original's table.
-// Several of its rows may be one visitor.
-func readOriginal(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, map[visitor.ID]int64, error) {
-	rows, err := tx.QueryContext(ctx, `
-		SELECT COALESCE(ip, ''), GREATEST(COALESCE(visits, 0), 0)
-		FROM visitor`)
+// importNext imports the cursor's next rows and adds them to the report; none
+// are left when it adds no row. The visits belong to no day.
+func importNext(ctx context.Context, tx *sql.Tx, h visitor.Hasher, report *imported) error {
+	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`FETCH %d FROM original`, importChunk))
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer rows.Close()
-	var report imported
-	sums := map[visitor.ID]int64{}
+	var ids [][]byte
+	var counts []int64
 	for rows.Next() {
 		var ip string
 		var visits int64
 		if err := rows.Scan(&ip, &visits); err != nil {
-			return nil, nil, err
+			return err
 		}
 		report.rows++
 		client, ok := visitor.Parse(ip)
@@ -98,31 +98,28 @@ func readOriginal(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported,
 			report.skippedVisits += visits
 			continue
 		}
-		sums[h.ID(client)] += visits
+		id := h.ID(client)
+		ids, counts = append(ids, id[:]), append(counts, visits)
 		report.visits += visits
 	}
-	return &report, sums, rows.Err()
-}
-
-// insertImported adds visits that belong to no day, and returns how many of the
-// visitors are new: footfall may have counted some of them already.
-func insertImported(ctx context.Context, tx *sql.Tx, visitors []visitor.ID, visits map[visitor.ID]int64) (added int64, err error) {
-	ids := make([][]byte, len(visitors))
-	sums := make([]int64, len(visitors))
-	for i, id := range visitors {
-		ids[i], sums[i] = id[:], visits[id]
+	if err := rows.Err(); err != nil {
+		return err
 	}
-	// A row that the statement inserted has no earlier version: xmax is 0.
+	// Several rows may be one visitor, and footfall may have counted some already:
+	// only a row that the statement inserted has no earlier version, and xmax 0.
+	var added int64
 	err = tx.QueryRowContext(ctx, `
 		WITH imported AS (
 			INSERT INTO visitors AS old (id, visits)
-			SELECT id, visits
+			SELECT id, sum(visits)
 			FROM unnest($1::bytea[], $2::bigint[]) AS v (id, visits)
+			GROUP BY id
 			ORDER BY id
 			ON CONFLICT (id) DO UPDATE SET visits = old.visits + excluded.visits
 			RETURNING xmax = 0 AS inserted
 		)
 		SELECT count(*) FILTER (WHERE inserted)
-		FROM imported`, ids, sums).Scan(&added)
-	return added, err
+		FROM imported`, ids, counts).Scan(&added)
+	report.visitors += added
+	return err
 }
