@@ -22,16 +22,7 @@ import (
 func migrateCommand(ctx context.Context, cfg config, out io.Writer) error {
 	store := openStore(cfg.Database)
 	defer store.close()
-	// As a log, but for a reader at a terminal: without time and level.
-	lines := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{
-		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
-				return slog.Attr{}
-			}
-			return a
-		},
-	}))
-	if _, err := prepareDatabase(ctx, store.reads, cfg.VisitorKey, lines); err != nil {
+	if _, err := prepareDatabase(ctx, store.reads, cfg.VisitorKey, slog.New(slog.NewTextHandler(out, nil))); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(out, "the database is up to date")

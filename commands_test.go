@@ -176,7 +176,7 @@ func TestMigrateCommand(t *testing.T) {
 
 	out, err = footfall("migrate")
 	require.NoError(t, err)
-	assert.Regexp(t, `^msg=migrated file=0001_\w+\.sql ms=\d+\n(?s:.*)the database is up to date\n$`, out)
+	assert.Regexp(t, `^time=\S+ level=INFO msg=migrated file=0001_\w+\.sql ms=\d+\n(?s:.*)the database is up to date\n$`, out)
 	out, err = footfall("migrate")
 	require.NoError(t, err)
 	assert.Equal(t, "the database is up to date\n", out)
