@@ -16,6 +16,8 @@ GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 
 # Where the image is pushed to; its tag is always the version, never only "latest".
 IMAGE ?= footfall
+# An owner at GitHub may have capitals, the name of an image may not.
+override IMAGE := $(shell tr A-Z a-z <<< '$(IMAGE)')
 
 # The part of the statements that the tests must reach, in percent: what the README says. make cover writes it.
 COVERAGE_FLOOR = $(shell sed -n 's/.*tests reach at least \([0-9]*\) %.*/\1/p' README.md)
@@ -221,7 +223,7 @@ image-push: ## build the image for both architectures and push it to IMAGE, with
 		--provenance=mode=max --sbom=true --metadata-file dist/image.json --tag $(IMAGE):$(VERSION) \
 		--output type=image,push=true,rewrite-timestamp=true .
 	@echo "$(IMAGE):$(VERSION) is $(DIGEST)"
-	@if [ -n "$${GITHUB_OUTPUT:-}" ]; then echo "digest=$(DIGEST)" >> "$$GITHUB_OUTPUT"; fi
+	@if [ -n "$${GITHUB_OUTPUT:-}" ]; then printf 'image=%s\ndigest=%s\n' '$(IMAGE)' "$(DIGEST)" >> "$$GITHUB_OUTPUT"; fi
 
 # Read by the shell, at the time: make expands a recipe before its first line runs.
 DIGEST = $$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' dist/image.json)

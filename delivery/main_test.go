@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -101,6 +102,34 @@ func TestBrokenRules(t *testing.T) {
 			assert.Contains(t, broken[0], tt.want)
 		})
 	}
+}
+
+// What reaches the hosts asks for approval, and a job of a release that compiles others' code or signs cannot write the repository.
+func TestRightsOfWorkflows(t *testing.T) {
+	files, err := filepath.Glob("../.github/workflows/*.yml")
+	require.NoError(t, err)
+	jobs, step := regexp.MustCompile(`(?m)^  [a-z][a-z0-9-]*:$`), regexp.MustCompile(`run: make ([a-z-]+)`)
+	rights := map[string]string{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		_, body, _ := strings.Cut(string(text), "\njobs:\n")
+		names := jobs.FindAllStringIndex(body, -1)
+		for i, at := range names {
+			end := len(body)
+			if i+1 < len(names) {
+				end = names[i+1][0]
+			}
+			job := body[at[0]:end]
+			for _, m := range regexp.MustCompile(`(?m)^      ([a-z-]+): write|environment:\s+(?:name: )?([a-z]+)$`).FindAllStringSubmatch(job, -1) {
+				for _, run := range step.FindAllStringSubmatch(job, -1) {
+					rights[m[1]+m[2]] += run[1] + " "
+				}
+			}
+		}
+	}
+	assert.Equal(t, map[string]string{"contents": "publish ", "packages": "image-push sign ", "attestations": "image-push sign ",
+		"id-token": "deploy image-push sign ", "production": "deploy "}, rights)
 }
 
 func TestMigrationsMayBeAddedButNotTakenAway(t *testing.T) {

@@ -418,8 +418,7 @@ func TestPolicies(t *testing.T) {
 		assert.Equal(t, some{"sts:AssumeRoleWithWebIdentity"}, trust[0].Action)
 		assert.Equal(t, map[string]map[string]some{"StringEquals": {
 			"token.actions.githubusercontent.com:aud": {"sts.amazonaws.com"},
-			"token.actions.githubusercontent.com:sub": {"repo:OWNER@OWNER_ID/REPOSITORY@REPOSITORY_ID:environment:production",
-				"repo:OWNER@OWNER_ID/REPOSITORY@REPOSITORY_ID:environment:drill"},
+			"token.actions.githubusercontent.com:sub": {"repo:OWNER@OWNER_ID/REPOSITORY@REPOSITORY_ID:environment:production"},
 		}}, trust[0].Condition)
 	})
 }
