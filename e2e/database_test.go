@@ -15,8 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestDatabase is the life of the database on one host and its volume, under load: the data move in from the
-// container that ran PostgreSQL in earlier releases; PostgreSQL is killed; the volume appears late at boot; the repository
+// TestDatabase is the life of the database on one host and its volume, under load: PostgreSQL is killed; the volume appears late at boot; the repository
 // is away; a moment is restored; host and volume are destroyed at once.
 func TestDatabase(t *testing.T) {
 	image := release(t)
@@ -47,40 +46,29 @@ func TestDatabase(t *testing.T) {
 		return p
 	}
 
-	part("the container's data move in", func(t *testing.T) {
-		site(t, "--tags", "base,docker")
-		// As the role made it: the container's account, its password, its folder on the volume.
-		_, err := sh("sh", "-c", "docker save postgres:17 | docker exec -i "+s.edge().container+" docker load")
-		require.NoError(t, err)
-		s.edge().must(t, `mkfs.ext4 -q -L footfall /dev/nvme1n1 && mkdir -p /srv/footfall && mount /dev/nvme1n1 /srv/footfall &&
-			mkdir -p /srv/footfall/postgres /etc/footfall/postgres && cd /etc/footfall/postgres && umask 077 &&
-			echo for-tests > superuser && openssl rand -hex -out footfall 32 &&
-			printf 'local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all samenet scram-sha-256\n' > pg_hba.conf &&
-			chown -R 999:999 . /srv/footfall/postgres && chmod 700 /srv/footfall/postgres &&
-			docker run -d --name footfall-postgres --restart unless-stopped --user 999:999 -p `+s.edge().ip+`:5432:5432 -e PGDATA=/data \
-			-e POSTGRES_PASSWORD_FILE=/etc/footfall/superuser -e 'POSTGRES_INITDB_ARGS=--data-checksums --locale=C --encoding=UTF8' \
-			-v /srv/footfall/postgres:/data -v /etc/footfall/postgres:/etc/footfall:ro --tmpfs /var/run/postgresql:uid=999,gid=999 \
-			postgres:17 -c hba_file=/etc/footfall/pg_hba.conf`)
-		eventually(t, time.Minute, "the container takes connections", func() error {
-			_, err := s.edge().sh("docker exec footfall-postgres pg_isready -q -h 127.0.0.1")
-			return err
-		})
-		s.edge().must(t, `{ echo "CREATE ROLE footfall LOGIN PASSWORD '$(cat /etc/footfall/postgres/footfall)';"
-			echo 'CREATE DATABASE footfall OWNER footfall;'; } | docker exec -i footfall-postgres psql -qU postgres`)
-		password := s.edge().must(t, "cat /etc/footfall/postgres/footfall")
-		site(t, "-e", "database_url=postgres://footfall:"+password+"@"+s.edge().ip+":5432/footfall?sslmode=disable")
-		before := s.totals(t)
-
-		l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
+	part("the first run", func(t *testing.T) {
 		p := site(t)
-		s.balance(t, "PostgreSQL moves from the container to the host", before, l.finish(), 0, p.Took)
-		assert.NotContains(t, p.Output, password)
+		assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), "made a new database, since the repository is empty: the count begins at zero")
+		assert.NotContains(t, p.Output, s.edge().must(t, "cat /etc/footfall/postgres/footfall"), "the password")
 		assert.Equal(t, "C.UTF-8 17", s.sql(t, "SELECT datcollate || ' ' || current_setting('server_version_num')::int / 10000 FROM pg_database WHERE datname = 'footfall'"))
 		assert.Equal(t, "on", s.sql(t, "SHOW data_checksums"))
-		s.edge().must(t, "test -e /srv/footfall/postgres-of-the-container/PG_VERSION && ! docker inspect footfall-postgres 2>/dev/null")
 		again := site(t)
 		assert.Zero(t, again.Changed, "%v", again.Tasks)
 		assert.NotContains(t, s.edge().must(t, "ps -eo args"), passphrase)
+	})
+
+	part("a deployment from another image name", func(t *testing.T) {
+		const version = "99.9.0"
+		other := "ghcr.io/example/footfall:" + version
+		variant(t, version, func(string) {})
+		_, err := docker("tag", appImage()+":"+version, other)
+		require.NoError(t, err)
+		defer docker("rmi", other)
+		s.play(t, "deploy.yml", "-e", "version="+version, "-e", "app_image=ghcr.io/example/footfall", "-e", "app_image_archive="+archive(t, other)).require(t)
+		s.visit(t)
+		s.awaitArchived(t)
+		assert.Contains(t, s.drill(t), "missing of the live ones: 0 visits")
+		s.deploy(t, s.version).require(t)
 	})
 
 	part("PostgreSQL is killed", func(t *testing.T) {
@@ -190,6 +178,37 @@ func TestDatabase(t *testing.T) {
 		s.edge().must(t, "rm -r /srv/footfall/postgresql/17-before-*")
 	})
 
+	// PostgreSQL goes on from a restore in a new timeline, and by itself never looks at an older one again.
+	part("back to a moment that is too early, then to the right one", func(t *testing.T) {
+		now := func() string { return s.sql(t, "SELECT clock_timestamp()") }
+		restore := func(to string) string {
+			p := s.play(t, "restore.yml", "-e", "restore_into=live", "-e", `{"restore_to": "`+to+`"}`)
+			p.require(t)
+			return strings.Join(strings.Fields(p.Output), " ")
+		}
+		s.visit(t)
+		early, few := now(), s.totals(t)
+		for range 5 {
+			s.visit(t)
+		}
+		right, good := now(), s.totals(t)
+		s.visit(t)
+		s.sql(t, "UPDATE totals SET visits = 0")
+		s.awaitArchived(t)
+		restore(early)
+		assert.Equal(t, few, s.totals(t))
+		s.visit(t)
+		s.awaitArchived(t)
+		restore(right)
+		assert.Equal(t, good, s.totals(t), "the second restore has to find the first history")
+		restore("before")
+		assert.Equal(t, few.Visits+1, s.totals(t).Visits, "what the second restore replaced")
+		s.visit(t)
+		s.awaitArchived(t)
+		assert.Contains(t, s.drill(t), "missing of the live ones: 0 visits", "of what is live now")
+		s.edge().must(t, "rm -r /srv/footfall/postgresql/17-before-*")
+	})
+
 	part("host and volume are destroyed at once", func(t *testing.T) {
 		known := s.totals(t)
 		type reading struct {
@@ -220,6 +239,7 @@ func TestDatabase(t *testing.T) {
 		newVolume("database-2")
 		p := site(t)
 		after := s.totals(t).Visits
+		assert.Regexp(t, `restored the newest state of the repository: \d+ visits, the newest of 20`, strings.Join(strings.Fields(p.Output), " "))
 		since := seen[0].at // the last moment that is restored
 		for _, s := range seen {
 			if s.visits <= after {
