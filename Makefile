@@ -242,6 +242,15 @@ publish: ## tag this commit and publish the release with its notes
 ##### deploy
 
 FLEET := delivery/ansible.sh $(CURDIR)/delivery/fleet.py
+PLAYBOOK := delivery/ansible.sh ansible-playbook
+
+.PHONY: site
+site: ## ansible/site.yml, from an empty account or bare hosts; ARGS='-e domain=…'
+	@$(PLAYBOOK) site.yml $(ARGS)
+
+.PHONY: destroy
+destroy: ## ansible/destroy.yml: removes what site.yml made in EC2; ARGS='-e destroy_data=true'
+	@$(PLAYBOOK) destroy.yml $(ARGS)
 
 .PHONY: deploy
 deploy: ## DEPLOY_VERSION=1.4.1: that release on all hosts, or on none
@@ -252,21 +261,29 @@ rollback: ## the last release that served before this one, or DEPLOY_VERSION=1.4
 	@$(FLEET) rollback $${DEPLOY_VERSION:+"$$DEPLOY_VERSION"}
 
 .PHONY: status
-status: ## a line a host, exit status 2 if anything is red; JSON=yes for machines
+status: ## one line per host, exit status 2 if anything is red; JSON=yes for machines
 	@$(FLEET) status $(if $(JSON),--json)
 
 .PHONY: logs
-logs: ## of all hosts in one stream; SINCE=10m FOLLOW=yes GREP=error
-	@$(FLEET) logs "$${SINCE:-10m}" $(if $(FOLLOW),--follow) $(if $(GREP),| grep --line-buffered -e "$${GREP}" || true)
+logs: ## of all hosts in one stream; SINCE=10m FOLLOW=yes GREP='warn|error'
+	@$(FLEET) logs "$${SINCE:-10m}" $(if $(FOLLOW),--follow) $${GREP:+"--grep=$$GREP"}
 
 .PHONY: history
 history: ## who deployed what, when, and what became of it
 	@$(FLEET) history
 
+.PHONY: ssh
+ssh: ## HOST=footfall-1: a shell there; on the first host with Prometheus and Alertmanager on localhost:9090 and 9093
+	@$(FLEET) ssh $${HOST:+"$$HOST"}
+
 .PHONY: psql
 psql: ## the shell of the database on the first host
 	@$(FLEET) psql
 
+.PHONY: forget
+forget: ## remove what is kept of the visitor whose address is asked for, or comes on standard input
+	@$(FLEET) forget
+
 .PHONY: restore-drill
-restore-drill: ## restore the last dump into a scratch database beside the live one
-	@delivery/ansible.sh ansible-playbook restore.yml
+restore-drill: ## restore the newest state beside the live database, recount it, say what is missing
+	@$(PLAYBOOK) restore.yml

@@ -16,6 +16,9 @@ while read -r host; do
 	[ -z "$host" ] || grep -qsxF "$host" ~/.ssh/known_hosts || echo "$host" >>~/.ssh/known_hosts
 done <<<"${DEPLOY_KNOWN_HOSTS:-}"
 
+# One's own machines come before EC2, for every program.
+[ ! -f ansible/inventory/static.yml ] || export ANSIBLE_INVENTORY=${ANSIBLE_INVENTORY:-inventory/static.yml}
+
 # GitHub's runners have an ansible-core of their own, without the collections and boto3.
 new_enough() {
 	[ -z "${GITHUB_ACTIONS:-}" ] && command -v ansible >/dev/null && command -v "$1" >/dev/null &&

@@ -2,14 +2,15 @@
 """What an operator asks of all hosts at once, and the way to another release.
 
     fleet.py status [--json]            a line a host; exit status 1 if anything is red
-    fleet.py logs [SINCE] [--follow]    all hosts in one stream; SINCE as docker logs has it, such as 10m
+    fleet.py logs [SINCE] [--follow] [--grep=REGEX]   all hosts in one stream; SINCE as docker logs has it, such as 10m
     fleet.py history                    who deployed what
     fleet.py psql                       the database's shell
+    fleet.py ssh [HOST]                 a shell on a host; of the first one Prometheus and Alertmanager are on this machine's 9090 and 9093
+    fleet.py forget                     removes what is kept of the visitor whose address is typed, or read from standard input
     fleet.py deploy VERSION [IMAGE]     ansible/deploy.yml
     fleet.py rollback [VERSION]         the last release that served before this one, or the given one
 
-Runs in ansible/, through ansible.sh. The hosts are those of the inventory: ANSIBLE_INVENTORY, else inventory/static.yml
-if it is there, else what ansible.cfg says.
+Runs in ansible/, through ansible.sh. The hosts are those of the inventory.
 """
 import base64, datetime, json, os, re, shlex, subprocess, sys, threading
 
@@ -78,18 +79,20 @@ def status(arguments):
         wide = [max(len(str(row[i])) for row in table) for i in range(len(table[0]))]
         for row in table:
             print("  ".join(str(cell).ljust(w) for cell, w in zip(row, wide)).rstrip())
-        print("lock:", next((r["lock"] for r in rows if r.get("lock")), "free"))
+        print("lock:", "unknown" if "error" in rows[0] else rows[0]["lock"] or "free")  # the first host has it
     return any(r["red"] for r in rows)
 
 
 def logs(arguments):
     found = hosts()
     wide = max(len(name) for name, _ in found)
-    since = [a for a in arguments if a != "--follow"] or ["10m"]
+    wanted = re.compile("".join(a.removeprefix("--grep=") for a in arguments if a.startswith("--grep=")), re.IGNORECASE)
+    since = [a for a in arguments if not a.startswith("--")] or ["10m"]
 
     def copy(name, stream):
         for line in stream:
-            print(f"{name:{wide}}  {line}", end="", flush=True)
+            if wanted.search(line):
+                print(f"{name:{wide}}  {line}", end="", flush=True)
 
     running = [start(ssh, "logs", *since, *(a for a in arguments if a == "--follow"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
                for _, ssh in found]
@@ -119,13 +122,36 @@ def history(_):
     show(audit(hosts()))
 
 
+def terminal(ssh, *options):
+    """The command that reaches a host, with a terminal there if there is one here."""
+    return shlex.join(["ssh", "-t" if sys.stdin.isatty() else "-T", *options]) + ssh.removeprefix("ssh -T")
+
+
 def psql(_):
-    return start(hosts()[0][1].replace("ssh -T", "ssh -t" if sys.stdin.isatty() else "ssh -T"), "psql").wait()
+    return start(terminal(hosts()[0][1]), "psql").wait()
+
+
+def ssh(arguments):
+    found = hosts()
+    name = "".join(arguments) or found[0][0]
+    if name not in dict(found):
+        sys.exit(f"fleet.py: no host is named {name}; there are {', '.join(n for n, _ in found)}")
+    # What listens on the first host's loopback alone.
+    tunnels = [o for port in (9090, 9093) for o in ("-L", f"{port}:127.0.0.1:{port}")] if name == found[0][0] else []
+    return subprocess.call(shlex.split(terminal(dict(found)[name], *tunnels)))
+
+
+def forget(_):
+    if sys.stdin.isatty():
+        print("The visitor's address:", end=" ", flush=True)
+    p = start(hosts()[0][1], "forget", stdin=subprocess.PIPE, text=True)
+    p.communicate(sys.stdin.readline())
+    return p.returncode
 
 
 def deploy(arguments):
     if not arguments or not arguments[0]:
-        sys.exit("fleet.py: the version is not given, want a released one, such as 1.4.1")
+        sys.exit("fleet.py: the version is not given, give a released one, such as 1.4.1")
     settings = dict(zip(("version", "app_image"), filter(None, arguments)))
     sys.stdout.flush()
     os.execvp("ansible-playbook", ["ansible-playbook", "deploy.yml", "-e", json.dumps(settings)])  # one process, let in once
@@ -134,20 +160,22 @@ def deploy(arguments):
 def rollback(arguments):
     version = "".join(arguments)
     if not version:
-        entries = audit(hosts())
+        found = hosts()
+        entries = audit(found)
         show(entries[-10:])
-        good = [e["to"] for e in entries if e["result"] == "deployed"]
-        version = next((v for v in reversed(good) if v != good[-1]), None)
+        (out, err), code = ask(found[:1], "status")[0]
+        if code:
+            sys.exit(f"fleet.py: {found[0][0]}: {err.strip()}")
+        running = json.loads(out)["version"]
+        version = next((e["to"] for e in reversed(entries) if e["result"] == "deployed" and e["to"] != running), None)
         if not version:
             sys.exit("fleet.py: no release served before this one")
-        print("going back to", version)
+        print("going back from", running, "to", version)
     return deploy([version])
 
 
 if __name__ == "__main__":
-    if os.path.exists("inventory/static.yml"):
-        os.environ.setdefault("ANSIBLE_INVENTORY", "inventory/static.yml")
-    verbs = {f.__name__: f for f in (status, logs, history, psql, deploy, rollback)}
+    verbs = {f.__name__: f for f in (status, logs, history, psql, ssh, forget, deploy, rollback)}
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         sys.exit(__doc__)
     try:

@@ -121,8 +121,8 @@ func testFaults(t *testing.T, s *service) {
 		from := addressIn(t, s.network)
 		hold := func() (string, error) {
 			return docker("exec", controllerName(), "sh", "-c", fmt.Sprintf(`sleep 300 >/dev/null 2>&1 & echo $! >> %[1]s/runs
-				%[2]s/ansible/roles/app/files/hold $! %[3]s "a test" "ssh -T -o BatchMode=yes -o ControlPath=none -o ServerAliveInterval=5 `+
-				`-o UserKnownHostsFile=%[4]s -i %[5]s -l admin %[6]s"`, shared(), repoDir(), s.url(""), strings.TrimSuffix(s.inventory, ".ini")+".known_hosts", operator, h.ip))
+				%[2]s/ansible/roles/app/files/hold $! "a test" "ssh -T -o BatchMode=yes -o ControlPath=none -o ServerAliveInterval=5 `+
+				`-o UserKnownHostsFile=%[3]s -i %[4]s -l admin %[5]s"`, shared(), repoDir(), strings.TrimSuffix(s.inventory, ".ini")+".known_hosts", operator, h.ip))
 		}
 		defer docker("exec", controllerName(), "sh", "-c", "kill $(cat "+shared()+"/runs)")
 		_, err = hold()
