@@ -83,7 +83,7 @@ func TestExitStatus(t *testing.T) {
 	require.ErrorAs(t, cmd.Run(), &exit)
 	assert.Equal(t, 2, exit.ExitCode())
 	assert.Empty(t, out.String())
-	assert.Equal(t, `footfall: DATABASE_URL has the wrong scheme, want postgres://user:password@host:5432/database
+	assert.Equal(t, `footfall: DATABASE_URL must start with postgres:// or postgresql://, such as postgres://user:password@host:5432/database
 footfall: LISTEN_ADDR is "8080", want host:port, :port or unix:/path
 footfall: VISITOR_KEY has 7 bytes, want at least 32, such as the output of: openssl rand -hex 32
 `, errs.String())
