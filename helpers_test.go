@@ -890,7 +890,8 @@ type cutter struct {
 
 	mu    sync.Mutex
 	armed cut
-	held  bool // no answer is passed on
+	held  bool          // no answer is passed on
+	delay time.Duration // of the first answer on each connection
 	cuts  int
 	onCut func()                // may be nil
 	conns map[net.Conn]net.Conn // from the program; to the database
@@ -951,6 +952,20 @@ func (c *cutter) hold(answers bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.held = answers
+}
+
+// slow has the database seem far away: the first answer on each connection comes
+// this late.
+func (c *cutter) slow(delay time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.delay = delay
+}
+
+func (c *cutter) firstDelay() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.delay
 }
 
 func (c *cutter) isHeld() bool {
@@ -1024,8 +1039,11 @@ func (c *cutter) pass(client, server net.Conn) {
 		defer close(answered)
 		defer client.Close()
 		buf := make([]byte, 32<<10)
-		for {
+		for first := true; ; first = false {
 			n, err := server.Read(buf)
+			if first {
+				time.Sleep(c.firstDelay())
+			}
 			select {
 			case <-withhold:
 				return

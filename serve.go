@@ -48,6 +48,9 @@ func serve(ctx context.Context, cfg config, out io.Writer) error {
 	failed := make(chan error, 2)
 	go func() { failed <- fmt.Errorf("serve: %w", hs.Serve(ln)) }()
 	s.log.Info("listening", "addr", ln.Addr().String(), "version", s.build.Version, "commit", s.build.Commit)
+	for _, name := range cfg.Ignored {
+		s.log.Warn("parameter of DATABASE_URL ignored: it is for another driver", "parameter", name)
+	}
 	preparing, cancel := context.WithCancel(ctx)
 	prepared := make(chan struct{})
 	go func() {

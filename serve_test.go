@@ -199,7 +199,12 @@ func TestTooManyOpenFiles(t *testing.T) {
 func TestServe(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	r := start(t, "DATABASE_URL", url)
+	separator := "?"
+	if strings.Contains(url, "?") {
+		separator = "&"
+	}
+	r := start(t, "DATABASE_URL", url+separator+"connection_limit=5")
+	assert.Contains(t, r.lines.String(), `"level":"WARN","msg":"parameter of DATABASE_URL ignored: it is for another driver","parameter":"connection_limit"`)
 	for want := range 3 {
 		answer, body := r.get(t, "/")
 		require.Equal(t, http.StatusOK, answer.StatusCode)

@@ -42,13 +42,15 @@ const (
 	// A connection ends after this time even if it is busy, so that none stays
 	// on a server that was demoted.
 	connLifetime = time.Minute
+	// The end of an attempt to connect, however many hosts there are.
+	dialTimeout = 30 * time.Second
 )
 
 func openStore(cfg *pgx.ConnConfig) *store { return openStoreWith(cfg, connLifetime) }
 
 func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	open := func(connections int) *sql.DB {
-		db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(pinIsolation))
+		db := sql.OpenDB(newDialer(cfg, lifetime))
 		db.SetMaxOpenConns(connections)
 		db.SetMaxIdleConns(connections)
 		db.SetConnMaxLifetime(lifetime)
@@ -70,11 +72,90 @@ func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	return s
 }
 
+// dialer connects in the background: a database far away may need longer for its
+// first byte than the visit waits that asked for the connection. The next visit
+// gets what comes of it.
+type dialer struct {
+	driver.Connector
+	lifetime time.Duration
+	made     chan dialed
+	patient  atomic.Bool     // connectTimeoutEach was too short
+	ctx      context.Context // done: closed
+	close    context.CancelFunc
+}
+
+type dialed struct {
+	conn driver.Conn
+	took time.Duration
+}
+
+func newDialer(cfg *pgx.ConnConfig, lifetime time.Duration) *dialer {
+	d := &dialer{lifetime: lifetime, made: make(chan dialed)}
+	d.ctx, d.close = context.WithCancel(context.Background())
+	d.Connector = stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(pinIsolation),
+		stdlib.OptionBeforeConnect(func(_ context.Context, cfg *pgx.ConnConfig) error {
+			if cfg.ConnectTimeout == connectTimeoutEach && d.patient.Load() {
+				cfg.ConnectTimeout = connectTimeoutSingle
+			}
+			return nil
+		}))
+	return d
+}
+
+func (d *dialer) Connect(ctx context.Context) (driver.Conn, error) {
+	failed := make(chan error, 1)
+	var c dialed
+	select {
+	case c = <-d.made:
+	default:
+		go d.dial(failed)
+		select {
+		case c = <-d.made:
+		case err := <-failed:
+			return nil, err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
+		}
+	}
+	if c.took > 100*time.Millisecond { // its successor is to be there when it ends
+		time.AfterFunc(d.lifetime-3*c.took, func() { d.dial(failed) })
+	}
+	return c.conn, nil
+}
+
+// dial makes a connection for whoever asks first.
+func (d *dialer) dial(failed chan<- error) {
+	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
+	defer cancel()
+	start := time.Now()
+	conn, err := d.Connector.Connect(ctx)
+	took := time.Since(start)
+	d.patient.Store(pgconn.Timeout(err) || err == nil && took > connectTimeoutEach)
+	if err != nil {
+		failed <- err
+		return
+	}
+	select {
+	case d.made <- dialed{conn, took}:
+	case <-time.After(d.lifetime):
+		conn.Close()
+	case <-d.ctx.Done():
+		conn.Close()
+	}
+}
+
+// Close is called by the pool's.
+func (d *dialer) Close() error {
+	d.close()
+	return nil
+}
+
 // pinIsolation keeps a default of the database or the role away: batches that
 // meet on a row wait for one another under read committed, and would fail under
 // a stricter level.
 func pinIsolation(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(ctx, `SET default_transaction_isolation = 'read committed'`); err != nil {
+		conn.Close(ctx)
 		return fmt.Errorf("set the isolation level: %w", err)
 	}
 	return nil

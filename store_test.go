@@ -8,6 +8,7 @@ import (
 	"footfall/internal/devdb"
 	"footfall/internal/visitor"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -176,6 +177,119 @@ func TestReadsSurviveBrokenConnections(t *testing.T) {
 		c.arm(how)
 		require.NoError(t, s.probe(t.Context()))
 		require.True(t, c.done())
+	}
+}
+
+// A database far away needs 1.5 s for the first byte of each connection, twice
+// that with sslmode=prefer: longer than a visit waits and than /readyz does. The
+// visits after the first connection are counted.
+func TestDatabaseFarAway(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ hosts, parameters string }{
+		"one host":            {"HOST", "sslmode=disable"},
+		"one host, prefer":    {"HOST", "sslmode=prefer"},
+		"two hosts, prefer":   {"HOST,HOST2", "sslmode=prefer"},
+		"the second is there": {"127.0.0.1:1,HOST", "sslmode=disable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			far := newDatabase(t)
+			hosts := tt.hosts
+			for _, name := range []string{"HOST2", "HOST"} {
+				c, through := newCutter(t, far)
+				c.slow(1500 * time.Millisecond)
+				u, err := url.Parse(through)
+				require.NoError(t, err)
+				hosts = strings.ReplaceAll(hosts, name, u.Host)
+			}
+			cfg := connConfig(t, far)
+			databaseURL := url.URL{Scheme: "postgres", User: url.UserPassword(cfg.User, cfg.Password), Host: hosts, Path: "/" + cfg.Database, RawQuery: tt.parameters}
+			r := start(t, "DATABASE_URL", databaseURL.String())
+			counted := func() bool {
+				answer, _ := r.get(t, "/")
+				return answer.StatusCode == http.StatusOK
+			}
+			eventually(t, "a visit is counted", counted)
+			for range 5 {
+				require.True(t, counted())
+			}
+			eventually(t, "the service is ready", func() bool {
+				answer, _ := r.get(t, "/readyz")
+				return answer.StatusCode == http.StatusOK
+			})
+		})
+	}
+}
+
+// Where connecting takes long, the next connection is made before the last one ends.
+func TestConnectionsFollowOneAnother(t *testing.T) {
+	t.Parallel()
+	c, through := newCutter(t, newDatabase(t))
+	const delay = time.Second
+	c.slow(delay)
+	s := openStoreWith(connConfig(t, through), 4*delay)
+	defer s.close()
+	pids := map[int64]bool{}
+	for len(pids) < 3 {
+		asked := time.Now()
+		pids[queryInt(t, s.batches, `SELECT pg_backend_pid()`)] = true
+		if len(pids) > 1 {
+			require.Less(t, time.Since(asked), delay)
+		}
+	}
+}
+
+// Of a name's addresses the first is dead: nothing takes its packets. So the page
+// waits half a second for each new connection, no longer.
+func TestNameWithADeadAddress(t *testing.T) {
+	t.Parallel()
+	_, through := newCutter(t, newDatabase(t))
+	cfg := connConfig(t, strings.Replace(through, "127.0.0.1", "db.example", 1))
+	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.1"}, nil }
+	// A listener whose queue is full drops what comes, as a dead host does.
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	require.NoError(t, err)
+	defer syscall.Close(fd)
+	require.NoError(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 2}, Port: int(cfg.Port)}))
+	require.NoError(t, syscall.Listen(fd, 0))
+	dead := net.JoinHostPort("127.0.0.2", fmt.Sprint(cfg.Port))
+	for {
+		conn, err := net.DialTimeout("tcp", dead, 100*time.Millisecond)
+		if err != nil {
+			break
+		}
+		defer conn.Close()
+	}
+	s := openStore(cfg)
+	t.Cleanup(func() { assert.NoError(t, s.close()) })
+	prepared(t, s)
+	r := newTestRecorder(t, s)
+	for range 3 {
+		count(t, r, "ada")
+		s.batches.SetMaxIdleConns(0) // connect again
+		s.batches.SetMaxIdleConns(1)
+	}
+	_, _, err = s.probe(t.Context())
+	require.NoError(t, err)
+}
+
+// PostgreSQL's administrator sees whose sessions these are.
+func TestApplicationName(t *testing.T) {
+	t.Parallel()
+	for parameter, want := range map[string]string{"": "footfall/" + thisBuild().Version, "application_name=mine": "mine", "fallback_application_name=other": "footfall/" + thisBuild().Version} {
+		databaseURL, err := url.Parse(newDatabase(t))
+		require.NoError(t, err)
+		query := databaseURL.Query()
+		name, value, _ := strings.Cut(parameter, "=")
+		query.Set(name, value)
+		if name == "" {
+			query.Del(name)
+		}
+		databaseURL.RawQuery = query.Encode()
+		s := openTestStore(t, databaseURL.String())
+		var got string
+		scan(t, s, &got, `SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()`)
+		assert.Equal(t, want, got)
 	}
 }
 
