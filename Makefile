@@ -71,6 +71,7 @@ need-%:
 .PHONY: test
 test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; 2 to 5 minutes
 	go test ./delivery
+	go -C proof test .
 	go test -race -parallel 8 -timeout 10m -covermode=atomic -coverprofile=coverage.out . ./internal/...
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
 		print "coverage: " $$3 "% of statements, " floor "% wanted"; exit floor == "" || $$3 < floor }'
@@ -92,6 +93,8 @@ static: ## gofmt, go vet and staticcheck
 	@files=$$(gofmt -l .); test -z "$$files" || { echo "run make fmt:" $$files >&2; exit 1; }
 	go vet -tags e2e,soak,picture ./...
 	$(STATICCHECK) -tags e2e,soak,picture ./...
+	go -C proof vet -tags bites,model .
+	cd proof && $(STATICCHECK) -tags bites,model .
 
 .PHONY: lint
 lint: need-shellcheck need-yamllint need-promtool ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
@@ -166,6 +169,25 @@ e2e-vm: ## the deployment in a virtual machine with a kernel of its own; as root
 e2e-changed: ## PART=deploy BASE=origin/main: that part, unless what it is about is as in BASE
 	@if [ -n "$${BASE:-}" ] && git diff --quiet "$$BASE..." -- $(ABOUT_$(PART)); then echo "e2e-changed: nothing that concerns $(PART)"; \
 	else $(MAKE) --no-print-directory e2e; fi
+
+##### prove
+
+# How long faults strike: 25 minutes on two cores are more than a million visits. Each kind strikes at least once.
+PROOF_FOR ?= 25m
+
+.PHONY: proof
+proof: need-postgres need-pgbouncer ## three instances under faults, every answer checked; half an hour, PROOF_FOR=1m for three minutes
+	go -C proof run . -bench -for $(PROOF_FOR) -rate 1000 -clients 48 -visitors 250 -leaving 5 -out out
+
+.PHONY: proof-bites
+proof-bites: need-postgres need-pgbouncer ## seed errors into copies of the program, and see each found; 10 minutes
+	go -C proof test -tags bites -count=1 -timeout 50m -run Bites -v .
+
+.PHONY: model
+model: need-spin need-cc ## search every order of the protocol's steps, and see each guard needed; a minute
+	go -C proof test -tags model -count=1 -timeout 20m -run Model -v .
+
+##### measure
 
 .PHONY: bench
 bench: need-postgres need-wrk ## the load tests behind the README's figures

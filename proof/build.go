@@ -18,6 +18,9 @@ const clockVariable = "PROOF_CLOCK"
 // standard library is compiled with another time.Now. The program's own source
 // has no hook for it.
 func build(source, dir string, edits ...edit) (binary string, err error) {
+	if source, err = filepath.Abs(source); err != nil {
+		return "", err
+	}
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		return "", fmt.Errorf("go env GOROOT: %w", err)
