@@ -297,8 +297,8 @@ func (s *server) observe(r *http.Request, seen *observer, took time.Duration) {
 	}
 	s.metrics.request(route, status, took)
 	level := slog.LevelInfo
-	if status < http.StatusBadRequest && (route == "/healthz" || route == "/readyz" || route == "/metrics") {
-		level = slog.LevelDebug // several a minute, and good
+	if status < http.StatusBadRequest {
+		level = slog.LevelDebug // the metrics have it, and a proxy's own log
 	}
 	s.log.LogAttrs(r.Context(), level, "request",
 		slog.String("method", knownMethod(r.Method)),

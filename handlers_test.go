@@ -489,14 +489,14 @@ func TestLogHoldsNoClient(t *testing.T) {
 	}, requests)
 }
 
-// A probe that is answered well is not worth a line on a quiet day.
-func TestLogOfProbes(t *testing.T) {
+// What is answered well is not worth a line on a quiet day, nor its cost.
+func TestLogOfGoodAnswers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	s.ask("GET", "/healthz")
-	s.ask("GET", "/readyz")
-	s.ask("GET", "/metrics")
-	assert.Equal(t, 3, strings.Count(s.lines.String(), `"level":"DEBUG","msg":"request"`))
+	for _, path := range []string{"/", "/healthz", "/readyz", "/metrics", "/badge.svg"} {
+		s.ask("GET", path)
+	}
+	assert.Equal(t, 5, strings.Count(s.lines.String(), `"level":"DEBUG","msg":"request"`))
 	s.draining.Store(true)
 	s.ask("GET", "/readyz")
 	assert.Regexp(t, `"level":"INFO","msg":"request","method":"GET","route":"/readyz","status":503`, s.lines.String())

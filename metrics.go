@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -30,6 +31,8 @@ type metrics struct {
 	visitsNow int64 // the newest totals
 	visitors  int64
 	isReady   bool
+
+	droppedLines atomic.Uint64 // of the log
 }
 
 func newMetrics() *metrics {
@@ -155,6 +158,7 @@ func (m *metrics) writeTo(p printer) {
 	}
 	p.family("footfall_batch_duration_seconds", "histogram", "From a batch's sending to its confirmation by the database.")
 	p.histogram("footfall_batch_duration_seconds", &m.commits)
+	p.single("footfall_log_lines_dropped_total", "counter", "Lines of the log that nobody read.", float64(m.droppedLines.Load()))
 	p.single("footfall_ready", "gauge", "The last answer of /readyz: 1 ready, 0 not.", boolean(m.isReady))
 
 	p.single("go_goroutines", "gauge", "Goroutines that exist.", float64(runtime.NumGoroutine()))

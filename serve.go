@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -23,11 +27,94 @@ func newLogger(cfg config, out io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(out, options))
 }
 
+// logBuffer is between the log and its reader, so that nobody waits for a line to
+// be read: a stopped Docker daemon would stop the page. What does not fit is
+// dropped and counted, and a line says so once there is a reader again.
+type logBuffer struct {
+	out     io.Writer
+	dropped *atomic.Uint64 // lines
+
+	mu     sync.Mutex
+	lines  []byte
+	closed bool          // no more lines
+	wake   chan struct{} // holds one token while there is something to do
+	done   chan struct{} // closed when run has returned
+}
+
+const (
+	maxLogBuffer = 256 << 10       // bytes: a thousand lines or more
+	flushTimeout = 2 * time.Second // of a stop, for the last lines
+)
+
+// newLogBuffer starts to write to out; direct is a log that does so itself.
+func newLogBuffer(out io.Writer, direct *slog.Logger, dropped *atomic.Uint64) *logBuffer {
+	b := &logBuffer{out: out, dropped: dropped, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go b.run(direct)
+	return b
+}
+
+func (b *logBuffer) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.lines)+len(line) > maxLogBuffer {
+		b.dropped.Add(1)
+	} else {
+		b.lines = append(b.lines, line...)
+	}
+	b.signal()
+	return len(line), nil
+}
+
+func (b *logBuffer) signal() {
+	select {
+	case b.wake <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+func (b *logBuffer) run(direct *slog.Logger) {
+	defer close(b.done)
+	var lines []byte
+	var said uint64
+	for range b.wake {
+		b.mu.Lock()
+		lines, b.lines = b.lines, lines[:0]
+		closed := b.closed
+		b.mu.Unlock()
+		if _, err := b.out.Write(lines); err != nil { // the reader has gone
+			b.dropped.Add(uint64(bytes.Count(lines, []byte("\n"))))
+		} else if all := b.dropped.Load(); all > said {
+			direct.Warn("log lines dropped: nobody read them", "lines", all-said)
+			said = all
+		}
+		if closed {
+			return
+		}
+	}
+}
+
+// close writes what is left, if it is read.
+func (b *logBuffer) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.signal()
+	b.mu.Unlock()
+	select {
+	case <-b.done:
+	case <-time.After(flushTimeout):
+	}
+}
+
 // serve runs the service until ctx is done and everything in flight is
 // finished. It answers from the start; visits are counted once the database is
 // prepared.
 func serve(ctx context.Context, cfg config, out io.Writer) error {
-	s := newServer(cfg, newLogger(cfg, out))
+	// A reader of the log that goes away is no reason to end (os/signal, "SIGPIPE").
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	s := newServer(cfg, nil)
+	lines := newLogBuffer(out, newLogger(cfg, out), &s.metrics.droppedLines)
+	defer lines.close()
+	s.log = newLogger(cfg, lines)
 	defer s.store.close()
 	// Before all else: an address in use is an error at once.
 	ln, err := listen(ctx, cfg.ListenAddr)

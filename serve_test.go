@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -451,4 +453,103 @@ func TestServersLogHoldsNoAddress(t *testing.T) {
 	fmt.Fprintln(serverLog{log}, "http: TLS handshake error from 192.0.2.1:1")
 	assert.Contains(t, lines.String(), "connection failed")
 	assert.NotContains(t, lines.String(), "192.0.2.1")
+}
+
+// unread starts a service whose log goes into a pipe that nobody reads yet, and
+// logs every request. ended is what Wait says.
+func unread(t testing.TB) (r *running, log *os.File) {
+	t.Helper()
+	log, in, err := os.Pipe()
+	require.NoError(t, err)
+	t.Cleanup(func() { log.Close() })
+	socket := filepath.Join(t.TempDir(), "web.sock")
+	cmd := command(t, nil, "DATABASE_URL", newDatabase(t), "LISTEN_ADDR", "unix:"+socket, "LOG_LEVEL", "debug")
+	cmd.Stdout, cmd.Stderr = in, os.Stderr
+	require.NoError(t, cmd.Start())
+	in.Close()
+	r = &running{
+		addr: socket, ended: make(chan error, 1), stop: func() { cmd.Process.Signal(syscall.SIGTERM) },
+		client: &http.Client{Transport: &http.Transport{DialContext: dial(socket)}, Timeout: 5 * time.Second},
+	}
+	go func() { r.ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	eventually(t, "the service is ready", func() bool {
+		answer, err := r.client.Get("http://footfall/readyz")
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err == nil && answer.StatusCode == http.StatusOK
+	})
+	return r, log
+}
+
+// drown asks until lines of the log are dropped.
+func (r *running) drown(t testing.TB) {
+	t.Helper()
+	eventually(t, "lines are dropped", func() bool {
+		for range 100 {
+			r.get(t, "/healthz")
+		}
+		return r.droppedLines(t) > 0
+	})
+}
+
+func (r *running) droppedLines(t testing.TB) float64 {
+	t.Helper()
+	_, text := r.get(t, "/metrics")
+	n, err := strconv.ParseFloat(metric(text, "footfall_log_lines_dropped_total"), 64)
+	require.NoError(t, err)
+	return n
+}
+
+// No answer waits for a reader of the log. What did not fit is counted, and
+// said when there is a reader; the end of the log comes with the service's.
+func TestLogThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	r, log := unread(t)
+	r.drown(t)
+	for range 50 {
+		for path, want := range map[string]int{"/": 200, "/no-such-page": 404, "/badge.svg": 200, "/readyz": 200} {
+			answer, _ := r.get(t, path) // in 5 s, or the client fails
+			require.Equal(t, want, answer.StatusCode)
+		}
+	}
+	dropped := r.droppedLines(t)
+	assert.Greater(t, dropped, 200.0)
+	// Now it is read, and the line about it comes with the next.
+	said := 0.0
+	var last string
+	lines := bufio.NewScanner(log)
+	for lines.Scan() {
+		var line struct {
+			Msg   string
+			Lines float64
+		}
+		require.NoError(t, json.Unmarshal(lines.Bytes(), &line), "no line is broken: %s", lines.Text())
+		if last = line.Msg; line.Lines > 0 {
+			said += line.Lines
+			assert.Equal(t, "log lines dropped: nobody read them", line.Msg)
+			r.stop()
+		}
+	}
+	assert.GreaterOrEqual(t, said, dropped)
+	assert.Equal(t, "stopped", last)
+	assert.NoError(t, <-r.ended)
+}
+
+// Without a reader the service ends all the same when it is told to, and only then.
+func TestLogWithoutReader(t *testing.T) {
+	t.Parallel()
+	r, _ := unread(t)
+	r.drown(t)
+	r.stop()
+	assert.NoError(t, <-r.ended)
+
+	r, log := unread(t)
+	require.NoError(t, log.Close()) // as head does when it has enough
+	r.drown(t)
+	answer, _ := r.get(t, "/")
+	assert.Equal(t, http.StatusOK, answer.StatusCode)
+	r.stop()
+	assert.NoError(t, <-r.ended)
 }
