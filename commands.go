@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -142,8 +143,9 @@ func dev(ctx context.Context, dir string, getenv func(string) string, out io.Wri
 	return serve(ctx, cfg, out)
 }
 
-// verifyCommand recounts and prints each comparison.
-func verifyCommand(ctx context.Context, cfg config, out io.Writer) error {
+// verifyCommand recounts and prints each comparison. With record the page shows
+// when that was, and whether the numbers agreed.
+func verifyCommand(ctx context.Context, cfg config, out io.Writer, record bool) error {
 	store := openStore(cfg.Database)
 	defer store.close()
 	checks, err := store.verify(ctx)
@@ -162,6 +164,11 @@ func verifyCommand(ctx context.Context, cfg config, out io.Writer) error {
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	if record {
+		if err := store.recorded(ctx, "recount", wrong == 0); err != nil {
+			return err
+		}
 	}
 	if wrong > 0 {
 		return fmt.Errorf("%d of %d comparisons differ: restore from a backup, or look for what wrote to the tables beside footfall", wrong, len(checks))
@@ -249,12 +256,8 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, address strin
 	}
 	store := openStore(cfg.Database)
 	defer store.close()
-	done, err := appliedMigrations(ctx, store.reads)
-	if err != nil {
+	if err := requireSchema(ctx, store); err != nil {
 		return err
-	}
-	if needs := len(ourMigrations()); len(done) < needs {
-		return fmt.Errorf("%s, or look at the database's name in DATABASE_URL", behind(len(done), needs))
 	}
 	h, _, err := findKey(ctx, store.reads, cfg.VisitorKey)
 	if err != nil {
@@ -270,6 +273,47 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, address strin
 		number := group(visits)
 		_, err = fmt.Fprintf(out, "forgotten: a visitor with %s %s; the totals stay as they are\n", number, plural(number, "visit"))
 	}
+	return err
+}
+
+// requireSchema refuses a database that this program has not migrated.
+func requireSchema(ctx context.Context, s *store) error {
+	done, err := appliedMigrations(ctx, s.reads)
+	if err != nil {
+		return err
+	}
+	if needs := len(ourMigrations()); len(done) < needs {
+		return fmt.Errorf("%s, or look at the database's name in DATABASE_URL", behind(len(done), needs))
+	}
+	return nil
+}
+
+// carryOverCommand makes the count begin at the visits and visitors of an earlier
+// counter, while services run or not. It sets these numbers: run again, with the
+// same or with corrected ones, it adds nothing twice.
+func carryOverCommand(ctx context.Context, cfg config, out io.Writer, args []string) error {
+	const most = 1_000_000_000_000_000 // far from the end of bigint, and exact in JSON (2^53)
+	numbers := []int64{0, 0}
+	for i, arg := range args[:min(2, len(args))] {
+		n, err := strconv.ParseUint(arg, 10, 64)
+		if err != nil || n > most {
+			return &usageError{fmt.Errorf("carry-over: %q must be a number of digits only, at most %d", arg, int64(most))}
+		}
+		numbers[i] = int64(n)
+	}
+	if len(args) < 1 || len(args) > 2 || numbers[1] > numbers[0] {
+		return &usageError{errors.New("carry-over: name the earlier counter's visits, and its visitors if it knew them, which are no more: footfall carry-over VISITS [VISITORS]")}
+	}
+	store := openStore(cfg.Database)
+	defer store.close()
+	if err := requireSchema(ctx, store); err != nil {
+		return err
+	}
+	visits, visitors, err := store.carryOver(ctx, numbers[0], numbers[1])
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "carried over: %s visits and %s visitors; now there are %s and %s in all\n", group(numbers[0]), group(numbers[1]), group(visits), group(visitors))
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"footfall/internal/visitor"
 	"io"
 	"net"
@@ -213,6 +214,121 @@ func TestVerifyCommand(t *testing.T) {
 	out, err = verify()
 	assert.ErrorContains(t, err, "2 of 8 comparisons differ: restore from a backup, or look for what wrote to the tables beside footfall")
 	assert.Regexp(t, `(?m)^all visits = sum over visitors \+ forgotten +7 +1 +DIFFERENT$`, out)
+}
+
+// What verify -record leaves is on the page and in the JSON of a running service.
+func TestVerifyRecord(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newTestServer(t, url)
+	s.ask("GET", "/")
+	verify := func(args ...string) error {
+		return run(t.Context(), append([]string{"verify"}, args...), environment("DATABASE_URL", url), io.Discard)
+	}
+	stats := func() string { return s.ask("GET", "/api/stats").Body.String() }
+	shown := func() string { return pageText(s.ask("GET", "/", "User-Agent", "Googlebot/2.1").Body.String()) }
+	require.NoError(t, verify())
+	assert.NotContains(t, stats(), "recount", "only told to is it recorded")
+	assert.NotContains(t, shown(), "recounted")
+
+	today := time.Now().UTC().Format("2 January 2006")
+	require.NoError(t, verify("-record"))
+	require.NoError(t, verify("--record"), "again")
+	assert.Contains(t, stats(), `"agreed": true`)
+	assert.Contains(t, stats(), `"says": "The numbers were last recounted on `+today+` and agreed."`)
+	assert.Contains(t, shown(), "The numbers were last recounted on "+today+" and agreed.")
+	s.store.past = past{} // a counted visitor sees it after pastAge
+	assert.Contains(t, pageText(s.ask("GET", "/").Body.String()), "The numbers were last recounted on "+today+" and agreed.")
+
+	execute(t, s.store.reads, `UPDATE totals SET visits = 9`)
+	require.ErrorContains(t, verify("-record"), "2 of 8 comparisons differ")
+	assert.Contains(t, stats(), `"agreed": false`)
+	assert.Contains(t, shown(), "The numbers were last recounted on "+today+" and did not agree.")
+	require.NoError(t, s.store.recorded(t.Context(), "restore", true))
+	assert.Contains(t, stats(), `"says": "A backup was last restored on `+today+` and agreed."`)
+	assert.Error(t, s.store.recorded(t.Context(), "guess", true))
+}
+
+// The number of an earlier counter, on a running service: shown, never added
+// twice, and a recount comes out.
+func TestCarryOver(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	s := newTestServer(t, url)
+	s.ask("GET", "/")
+	carryOver := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		err := run(t.Context(), append([]string{"carry-over"}, args...), environment("DATABASE_URL", url), &out)
+		return out.String(), err
+	}
+	text := func(headers ...string) string { return pageText(s.ask("GET", "/", headers...).Body.String()) }
+	assert.NotContains(t, text("User-Agent", "Googlebot/2.1"), "carried over")
+	assert.NotContains(t, s.ask("GET", "/api/stats").Body.String(), "carried_over")
+	for _, tt := range []struct {
+		args             []string
+		visits, visitors int64 // in all afterwards
+		says             string
+	}{
+		{[]string{"123456", "7890"}, 123457, 7891, "123,456 visits and 7,890 visitors are carried over from an earlier counter."},
+		{[]string{"123456", "7890"}, 123457, 7891, "123,456 visits and 7,890 visitors are carried over from an earlier counter."}, // an answer was lost
+		{[]string{"1234", "1"}, 1235, 2, "1,234 visits and 1 visitor are carried over from an earlier counter."},                  // a correction
+		{[]string{"1234"}, 1235, 1, "1,234 visits and 0 visitors are carried over from an earlier counter."},
+		{[]string{"0"}, 1, 1, ""},
+		{[]string{"100", "10"}, 101, 11, "100 visits and 10 visitors are carried over from an earlier counter."},
+	} {
+		out, err := carryOver(tt.args...)
+		require.NoError(t, err)
+		assert.Contains(t, out, fmt.Sprintf("now there are %s and %s in all", group(tt.visits), group(tt.visitors)))
+		requireExactly(t, s.store, tt.visits)
+		shown := text("User-Agent", "Googlebot/2.1")
+		assert.Contains(t, shown, group(tt.visitors)+" "+plural(group(tt.visitors), "visitor")+" "+group(tt.visits)+" "+plural(group(tt.visits), "visit"))
+		assert.Equal(t, tt.says != "", strings.Contains(shown, "carried over"))
+		assert.Contains(t, shown, tt.says)
+	}
+	assert.Contains(t, s.ask("GET", "/api/stats").Body.String(), `"carried_over_visits": 100,`)
+	assert.Contains(t, s.ask("GET", "/api/stats").Body.String(), `"carried_over_visitors": 10`)
+	s.store.past = past{}
+	assert.Contains(t, text(), "11 visitors 102 visits 2 visits today", "counting goes on from there")
+	client, ok := visitor.Parse("192.0.2.1")
+	require.True(t, ok)
+	_, err := s.store.forget(t.Context(), s.counter.Load().hasher.ID(client))
+	require.NoError(t, err)
+	requireExactly(t, s.store, 102)
+
+	for name, args := range map[string][]string{
+		"nothing": {}, "commas": {"1,000"}, "a word": {"many"}, "negative": {"-5"}, "three": {"3", "2", "1"},
+		"more visitors than visits": {"1", "2"}, "too many": {"1000000000000001"}, "beyond 64 bits": {"99999999999999999999"},
+	} {
+		out, err := carryOver(args...)
+		_, usage := errors.AsType[*usageError](err)
+		assert.True(t, usage, name)
+		assert.Empty(t, out, name)
+	}
+	requireExactly(t, s.store, 102)
+	execute(t, s.store.reads, `DELETE FROM totals`)
+	_, err = carryOver("5")
+	assert.ErrorIs(t, err, errNoTotals)
+	err = run(t.Context(), []string{"carry-over", "5"}, environment("DATABASE_URL", newDatabase(t)), io.Discard)
+	assert.ErrorContains(t, err, "run footfall migrate, or look at the database's name in DATABASE_URL")
+}
+
+// Visits that are counted while the number is carried over are not lost.
+func TestCarryOverWhileCounting(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	var counting sync.WaitGroup
+	counting.Go(func() {
+		for range 200 {
+			count(t, r, "ada")
+		}
+	})
+	for n := range int64(50) {
+		_, _, err := s.carryOver(t.Context(), 1000+n, n)
+		require.NoError(t, err)
+	}
+	counting.Wait()
+	requireExactly(t, s, 1049+200)
 }
 
 // makeBuild builds the program in the repository at dir as a release is built.

@@ -715,7 +715,7 @@ func requireValidMetrics(t testing.TB, text string) {
 
 // aTally has visits on its last days, the last number today's.
 func aTally(visits ...int64) *tally {
-	t := &tally{since: monday.AddDate(-1, 0, 0), database: "PostgreSQL 17.2"}
+	t := &tally{background: background{since: monday.AddDate(-1, 0, 0), database: "PostgreSQL 17.2"}}
 	for i := range historyDays {
 		d := day{date: monday.AddDate(0, 0, i-historyDays+1)}
 		if j := i - historyDays + len(visits); j >= 0 {

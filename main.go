@@ -31,16 +31,16 @@ func main() {
 
 // helpText fits a screen of 80 columns and 24 lines.
 const helpText = `footfall counts the unique visitors of a page, exactly.
-
   footfall [serve]          apply pending migrations, then serve
   footfall migrate          apply them, and import the Flask original's visitors
   footfall migrate -status  list the migrations
-  footfall verify           recount everything; exit status 1 on a difference
+  footfall verify           recount; exit status 1 on a difference
+  footfall verify -record   the same, and the page says when, and if it agreed
+  footfall carry-over VISITS [VISITORS]  begin at an earlier counter's numbers
   footfall forget ADDRESS   remove a visitor; without ADDRESS read it from stdin
   footfall healthcheck      ask the running service's /readyz
   footfall dev              serve with a private PostgreSQL, kept between runs
   footfall version, help    print the version; print this
-
 Settings (environment)                                      default
   DATABASE_URL      postgres://user:password@host/database  required, not by dev
   USER_NAME         who deployed it, shown on the page      n/a
@@ -62,11 +62,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	if len(args) > 0 {
 		command, args = args[0], args[1:]
 	}
-	status := command == "migrate" && len(args) == 1 && (args[0] == "-status" || args[0] == "--status")
+	option := "" // the one that migrate or verify was given
+	if len(args) == 1 && strings.HasPrefix(args[0], "-") {
+		option = command + " " + strings.TrimLeft(args[0], "-")
+	}
+	status, record := option == "migrate status", option == "verify record"
 	switch {
 	case len(args) == 1 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help"):
 		command = "help"
-	case len(args) > 0 && !status && command != "forget":
+	case len(args) > 0 && !status && !record && command != "forget" && command != "carry-over":
 		return &usageError{fmt.Errorf("%s takes no %q; see footfall help", command, args[0])}
 	}
 	var do func(context.Context, config, io.Writer) error
@@ -92,7 +96,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 			do = migrationStatus
 		}
 	case "verify":
-		do = verifyCommand
+		do = func(ctx context.Context, cfg config, out io.Writer) error {
+			return verifyCommand(ctx, cfg, out, record)
+		}
+	case "carry-over":
+		do = func(ctx context.Context, cfg config, out io.Writer) error {
+			return carryOverCommand(ctx, cfg, out, args)
+		}
 	case "forget":
 		address := strings.Join(args, " ")
 		if len(args) == 0 {

@@ -62,6 +62,7 @@ func (p *page) render(t *tally) *everyone {
 			Visits: group(t.visits), Visitors: group(t.visitors),
 			Since: t.since.UTC().Format("2 January 2006"), Database: t.database,
 			Today: newRow(t.today()), Past: past, Chart: newChart(t.days),
+			CarriedOver: carriedOver(t), Evidence: sentences(t),
 		}
 	}
 	above, err := renderTemplate("above", data)
@@ -76,6 +77,51 @@ type numbers struct {
 	Today            row
 	Past             template.HTML // the table's rows for the days before today
 	Chart            chart
+	CarriedOver      string // empty: nothing
+	Evidence         []sentence
+}
+
+// sentence is one about the evidence; Worry: it should catch a reader's eye.
+type sentence struct {
+	Text  string
+	Worry bool
+}
+
+// How many days old a check may be: a recount is due every night, the restore of
+// a backup every week.
+var checkDays = map[string]int{"recount": 2, "restore": 9}
+
+// newSentence words a check for a reader on date. What did not agree, or is older
+// than it should be, is a worry.
+func newSentence(e evidence, date time.Time) sentence {
+	text := "The numbers were last recounted"
+	if e.Kind == "restore" {
+		text = "A backup was last restored"
+	}
+	text += " on " + e.At.UTC().Format("2 January 2006")
+	switch {
+	case !e.Agreed:
+		return sentence{text + " and did not agree.", true}
+	case date.Sub(utcDay(e.At)) > time.Duration(checkDays[e.Kind])*24*time.Hour:
+		return sentence{text + " and agreed; the next time is overdue.", true}
+	}
+	return sentence{text + " and agreed.", false}
+}
+
+func sentences(t *tally) (all []sentence) {
+	for _, e := range t.evidence {
+		all = append(all, newSentence(e, t.today().date))
+	}
+	return all
+}
+
+// carriedOver says what an earlier counter had counted; empty: nothing.
+func carriedOver(t *tally) string {
+	if t.carriedVisits == 0 {
+		return ""
+	}
+	visits, visitors := group(t.carriedVisits), group(t.carriedVisitors)
+	return fmt.Sprintf("%s %s and %s %s are carried over from an earlier counter.", visits, plural(visits, "visit"), visitors, plural(visitors, "visitor"))
 }
 
 // row is one day, ready to be read.

@@ -49,7 +49,7 @@ func TestPageStates(t *testing.T) {
 			[]string{"most:", "This visit was counted"},
 		},
 		"the first visit": {
-			&tally{visits: 1, visitors: 1, days: aTally(1).days, since: monday, database: "PostgreSQL 17.2"},
+			&tally{visits: 1, visitors: 1, days: aTally(1).days, background: background{since: monday, database: "PostgreSQL 17.2"}},
 			you{Result: visitor.Counted, Source: visitor.FromPeer}, 1,
 			[]string{
 				"You have visited this page 1 time.", "This visit was counted. Recognised by your direct address.",
@@ -407,5 +407,33 @@ func TestEverySentence(t *testing.T) {
 			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
 			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
 		}
+	}
+}
+
+// The evidence: what agreed is said, what did not or is overdue stands out, and
+// without any there is no word of it.
+func TestEvidenceOnThePage(t *testing.T) {
+	t.Parallel()
+	ago := func(days int) time.Time { return monday.AddDate(0, 0, -days).Add(3 * time.Hour) }
+	for name, tt := range map[string]struct {
+		evidence []evidence
+		want     string // of the page's HTML
+	}{
+		"none":              {nil, "in PostgreSQL 17.2. footfall"},
+		"a recount":         {[]evidence{{"recount", true, ago(0)}}, "17.2. The numbers were last recounted on 2 March 2026 and agreed. footfall"},
+		"at its due time":   {[]evidence{{"recount", true, ago(2)}}, "17.2. The numbers were last recounted on 28 February 2026 and agreed. footfall"},
+		"overdue":           {[]evidence{{"recount", true, ago(3)}}, "17.2. <strong>The numbers were last recounted on 27 February 2026 and agreed; the next time is overdue.</strong> footfall"},
+		"a difference":      {[]evidence{{"recount", false, ago(0)}}, "17.2. <strong>The numbers were last recounted on 2 March 2026 and did not agree.</strong> footfall"},
+		"both":              {[]evidence{{"recount", true, ago(1)}, {"restore", true, ago(9)}}, "17.2. The numbers were last recounted on 1 March 2026 and agreed. A backup was last restored on 21 February 2026 and agreed. footfall"},
+		"a restore overdue": {[]evidence{{"restore", true, ago(10)}}, "17.2. <strong>A backup was last restored on 20 February 2026 and agreed; the next time is overdue.</strong> footfall"},
+		"a restore differs": {[]evidence{{"restore", false, ago(1)}}, "17.2. <strong>A backup was last restored on 1 March 2026 and did not agree.</strong> footfall"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			count := aTally(1)
+			count.evidence = tt.evidence
+			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, count, you{Result: visitor.Counted, Source: visitor.FromPeer}, 1)
+			assert.Contains(t, body, tt.want)
+		})
 	}
 }

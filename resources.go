@@ -99,13 +99,30 @@ func statsJSON(t *tally, _ string) ([]byte, error) {
 	for _, d := range t.days {
 		days = append(days, jsonDay{d.date.Format(time.DateOnly), d.visits, d.visitors, d.newVisitors})
 	}
+	type jsonCheck struct {
+		At     time.Time `json:"at"`
+		Agreed bool      `json:"agreed"`
+		Says   string    `json:"says"`
+	}
+	checks := map[string]*jsonCheck{} // by kind
+	for _, e := range t.evidence {
+		checks[e.Kind] = &jsonCheck{e.At.UTC().Truncate(time.Second), e.Agreed, newSentence(e, t.today().date).Text}
+	}
 	return indentedJSON(struct {
 		Visits   int64     `json:"visits"`
 		Visitors int64     `json:"visitors"`
 		Today    jsonDay   `json:"today"`
 		Days     []jsonDay `json:"days"` // the last 30, oldest first
 		Since    time.Time `json:"since"`
-	}{t.visits, t.visitors, days[len(days)-1], days, t.since.UTC().Truncate(time.Second)})
+
+		CarriedVisits   int64      `json:"carried_over_visits,omitempty"` // part of visits, from an earlier counter
+		CarriedVisitors int64      `json:"carried_over_visitors,omitempty"`
+		Recount         *jsonCheck `json:"recount,omitempty"` // the last one; absent: none was recorded
+		Restore         *jsonCheck `json:"restore,omitempty"` // of a backup, likewise
+	}{
+		t.visits, t.visitors, days[len(days)-1], days, t.since.UTC().Truncate(time.Second),
+		t.carriedVisits, t.carriedVisitors, checks["recount"], checks["restore"],
+	})
 }
 
 // statsCSV is every day as CSV.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"footfall/internal/visitor"
@@ -169,9 +170,24 @@ func (s *store) close() error {
 type tally struct {
 	visits   int64
 	visitors int64
-	since    time.Time // when counting began
-	days     []day     // the last 30, today last; a day without visits is there with zeros
-	database string    // "PostgreSQL 17.2"
+	days     []day // the last 30, today last; a day without visits is there with zeros
+	background
+}
+
+// background is the part of a tally that no batch changes.
+type background struct {
+	since           time.Time // when counting began
+	database        string    // "PostgreSQL 17.2"
+	carriedVisits   int64     // part of visits that an earlier counter had counted
+	carriedVisitors int64
+	evidence        []evidence
+}
+
+// evidence is the latest result of one kind of check.
+type evidence struct {
+	Kind   string    `json:"kind"` // recount; restore: the same on a restored backup
+	Agreed bool      `json:"agreed"`
+	At     time.Time `json:"checked_at"`
 }
 
 func (t *tally) today() day { return t.days[len(t.days)-1] }
@@ -193,10 +209,12 @@ type receipt struct {
 	numbers []int64 // for each visitor of the batch, in its order: all visits so far
 }
 
-// pastSQL reads a past: counting since, the server's version, the days before
-// $3 as (days before it, visits, visitors, new visitors).
+// pastSQL reads a past: counting since, what was carried over, the evidence as
+// JSON, the server's version, the days before $3 as (days before it, visits,
+// visitors, new visitors).
 const pastSQL = `,
-	(SELECT since FROM totals),
+	(SELECT since FROM totals), (SELECT carried_visits FROM totals), (SELECT carried_visitors FROM totals),
+	(SELECT COALESCE(json_agg(e ORDER BY kind), '[]')::text FROM evidence AS e),
 	current_setting('server_version'),
 	ARRAY(
 		SELECT unnest(ARRAY[$3::date - day, visits, visitors, new_visitors])
@@ -204,16 +222,14 @@ const pastSQL = `,
 		WHERE day < $3::date AND day > $3::date - 30
 	)`
 
-// past is what a tally holds beside the numbers that its batch changed. It is
-// read with a batch only when it can have changed: on another day, and so after
-// a batch that came late; on another connection; and every few seconds, as
-// another instance may have counted for a day that is over.
+// past is the part of a tally that a batch does not change. It is read again on
+// a new day, on a new connection, and every pastAge, since another instance may
+// still count for an earlier day.
 type past struct {
-	since    time.Time
-	database string
-	days     []day // the 29 before date
-	date     time.Time
-	read     time.Time
+	background
+	days []day // the 29 before date
+	date time.Time
+	read time.Time
 }
 
 // pastAge is how long a page may lack what another instance counted for a day
@@ -229,12 +245,12 @@ func (p past) isFresh(date time.Time) bool {
 // or empty: then the row has it as well.
 func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
 	var numbers, days []int64
-	var version string
+	var version, checks string
 	types := pgtype.NewMap()
 	columns := []any{types.SQLScanner(&numbers)}
 	p := known
 	if p.days == nil {
-		columns = append(columns, &p.since, &version, types.SQLScanner(&days))
+		columns = append(columns, &p.since, &p.carriedVisits, &p.carriedVisitors, &checks, &version, types.SQLScanner(&days))
 	}
 	if err := row.Scan(columns...); err != nil {
 		return receipt{}, past{}, err
@@ -247,10 +263,13 @@ func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error
 		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)
 		number, _, _ := strings.Cut(version, " ") // without the packager's addition: "15.18 (Debian …)"
 		p.database = "PostgreSQL " + number
+		if err := json.Unmarshal([]byte(checks), &p.evidence); err != nil {
+			return receipt{}, past{}, fmt.Errorf("read the evidence: %w", err)
+		}
 	}
 	return receipt{
 		tally: tally{
-			visits: numbers[0], visitors: numbers[1], since: p.since, database: p.database,
+			visits: numbers[0], visitors: numbers[1], background: p.background,
 			days: append(slices.Clone(p.days), day{date, numbers[2], numbers[3], numbers[4]}),
 		},
 		numbers: numbers[head:],
@@ -475,4 +494,44 @@ func (s *store) forget(ctx context.Context, id visitor.ID) (visits int64, err er
 		return 0, fmt.Errorf("forget a visitor: %w", err)
 	}
 	return visits, nil
+}
+
+// recorded keeps the result of a check for the page.
+func (s *store) recorded(ctx context.Context, kind string, agreed bool) error {
+	err := repeat(ctx, func() error {
+		_, err := s.reads.ExecContext(ctx, `
+			INSERT INTO evidence (kind, agreed)
+			VALUES ($1::text, $2::boolean)
+			ON CONFLICT (kind) DO UPDATE SET agreed = excluded.agreed, checked_at = now()`, kind, agreed)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record the %s: %w", kind, err)
+	}
+	return nil
+}
+
+// carryOver makes the count begin at the numbers of an earlier counter, in place
+// of those carried over before, and returns all visits and visitors.
+func (s *store) carryOver(ctx context.Context, visits, visitors int64) (allVisits, allVisitors int64, err error) {
+	err = repeat(ctx, func() error {
+		return s.reads.QueryRowContext(ctx, `
+			UPDATE totals SET
+				visits             = visits             + $1::bigint - carried_visits,
+				visitors           = visitors           + $2::bigint - carried_visitors,
+				imported_visits    = imported_visits    + $1::bigint - carried_visits,
+				imported_visitors  = imported_visitors  + $2::bigint - carried_visitors,
+				forgotten_visits   = forgotten_visits   + $1::bigint - carried_visits,
+				forgotten_visitors = forgotten_visitors + $2::bigint - carried_visitors,
+				carried_visits     = $1::bigint,
+				carried_visitors   = $2::bigint
+			RETURNING visits, visitors`, visits, visitors).Scan(&allVisits, &allVisitors)
+	})
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, 0, errNoTotals
+	case err != nil:
+		return 0, 0, fmt.Errorf("carry over: %w", err)
+	}
+	return allVisits, allVisitors, nil
 }

@@ -154,7 +154,7 @@ func TestNoAddressIsStored(t *testing.T) {
 	_, err = r.record(h.ID(client))
 	require.NoError(t, err)
 	assert.Equal(t, int64(16), queryInt(t, s.reads, `SELECT length(id) FROM visitors`))
-	for _, table := range []string{"visitors", "days", "totals", "writers", "settings", "schema_migrations"} {
+	for _, table := range []string{"visitors", "days", "totals", "writers", "settings", "schema_migrations", "evidence"} {
 		var content sql.NullString
 		require.NoError(t, s.reads.QueryRowContext(t.Context(), `SELECT string_agg(t::text, E'\n') FROM `+table+` AS t`).Scan(&content))
 		assert.NotContains(t, content.String, "198.51.100.7", table)
