@@ -338,7 +338,7 @@ func saidOf(t testing.TB, getenv func(string) string) (said string, refused bool
 		return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%s: %w", address, syscall.ECONNREFUSED)}
 	}
 	var out bytes.Buffer
-	if err := explainConnect(verifyCommand(t.Context(), cfg, &out)); err != nil {
+	if err := explainConnect(verifyCommand(t.Context(), cfg, &out, false)); err != nil {
 		fmt.Fprintln(&out, err)
 	}
 	// The service tries on until it is told to stop, after its first warning.
