@@ -880,9 +880,10 @@ func rowOf(t testing.TB, s *store, h visitor.Hasher) func(i int) int64 {
 	}
 }
 
-// cutter is between a program and its database and cuts connections. It
-// knows nothing of what passes: after a quiet moment, the bytes that come from
-// the program are a batch, and those that come back are its answer.
+// cutter is between a program and its database and cuts connections. What
+// begins with a Bind message executes a prepared statement, here a batch; what
+// comes back is its answer. On a new connection the statement is prepared first,
+// in a round trip that commits nothing and is left alone.
 type cutter struct {
 	ln       net.Listener
 	network  string // of the database
@@ -1067,7 +1068,10 @@ func (c *cutter) pass(client, server net.Conn) {
 			break
 		}
 		if n > 0 {
-			if how = c.fire(); how == cutRequest {
+			if buf[0] == 'B' {
+				how = c.fire()
+			}
+			if how == cutRequest {
 				break
 			}
 			if how == cutAnswer {
