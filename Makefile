@@ -31,6 +31,7 @@ ACTIONLINT  := go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 COMPOSE_GO  := go run github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 ACT         := go run github.com/nektos/act@v0.2.89
 CYCLONEDX   := go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+GREMLINS    := go run github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 COSIGN      := go run github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3
 
 # The end-to-end tests make hosts and networks; root's own Go caches, so that no file of root's is left in yours.
@@ -93,8 +94,8 @@ static: ## gofmt, go vet and staticcheck
 	@files=$$(gofmt -l .); test -z "$$files" || { echo "run make fmt:" $$files >&2; exit 1; }
 	go vet -tags e2e,soak,picture ./...
 	$(STATICCHECK) -tags e2e,soak,picture ./...
-	go -C proof vet -tags bites,model .
-	cd proof && $(STATICCHECK) -tags bites,model .
+	go -C proof vet -tags bites,model,mutants .
+	cd proof && $(STATICCHECK) -tags bites,model,mutants .
 
 .PHONY: lint
 lint: need-shellcheck need-yamllint need-promtool ## static, and everything that is not Go: versions, workflows, scripts, YAML, playbooks, images
@@ -186,6 +187,11 @@ proof-bites: need-postgres need-pgbouncer ## seed errors into copies of the prog
 .PHONY: model
 model: need-spin need-cc ## search every order of the protocol's steps, and see each guard needed; a minute
 	go -C proof test -tags model -count=1 -timeout 20m -run Model -v .
+
+.PHONY: mutants
+mutants: need-postgres ## put errors into the SQL and into internal/visitor, and see the tests notice; 20 minutes
+	go -C proof test -tags mutants -count=1 -timeout 60m -run Mutants -v .
+	cd internal/visitor && $(GREMLINS) unleash --workers 1 --timeout-coefficient 60 --threshold-efficacy 95
 
 ##### measure
 

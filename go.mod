@@ -1,6 +1,7 @@
+module footfall
+
 // Set this to the path of the repository that publishes it, and `go install`
 // works. A path that does not exist yet would only look as if it did.
-module footfall
 
 go 1.26
 
