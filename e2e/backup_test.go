@@ -15,7 +15,7 @@ import (
 // backup that fails. TestDatabase has the others, and loses data.
 func testBackups(t *testing.T, s *service) {
 	const metrics = "cat /var/lib/prometheus/node-exporter/footfall-backup.prom"
-	assert.Equal(t, "active\nactive", s.edge().must(t, "systemctl is-active footfall-backup.timer footfall-drill.timer"))
+	assert.Equal(t, "active\nactive\nactive", s.edge().must(t, "systemctl is-active footfall-backup.timer footfall-recount.timer footfall-drill.timer"))
 	assert.NotContains(t, s.edge().must(t, metrics), "footfall_backup_last_success_timestamp_seconds 0", "site.yml makes the first one")
 
 	t.Run("drill", func(t *testing.T) {
@@ -29,6 +29,10 @@ func testBackups(t *testing.T, s *service) {
 		assert.Equal(t, before, s.totals(t), "the live database was touched")
 		s.edge().must(t, "! test -e /srv/footfall/drill && grep last_success /var/lib/prometheus/node-exporter/footfall-drill.prom")
 	})
+
+	// Both leave what the page says.
+	s.edge().must(t, "systemctl start footfall-recount.service")
+	assert.Equal(t, "recount true, restore true", s.edge().must(t, `cd / && runuser -u postgres -- psql --no-psqlrc -At --dbname footfall --command "SELECT string_agg(kind || ' ' || agreed, ', ' ORDER BY kind) FROM evidence"`))
 
 	t.Run("dump", func(t *testing.T) {
 		const dumps = "ls /srv/footfall/repository/dump"

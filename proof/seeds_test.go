@@ -59,7 +59,7 @@ var seeds = map[string]struct {
 	},
 	"the page shows the totals of a moment ago": {
 		edits: []edit{
-			{"\tread     time.Time\n", "\tread     time.Time\n\tvisits   int64\n"},
+			{"\tread time.Time\n", "\tread time.Time\n\tvisits int64\n"},
 			{"\tif p.days == nil {\n\t\tp.date,", "\tif p.days == nil {\n\t\tp.visits = numbers[0]\n\t\tp.date,"},
 			{"visits: numbers[0], visitors: numbers[1],", "visits: p.visits, visitors: numbers[1],"},
 		},
