@@ -92,8 +92,8 @@ fmt: ## format the Go files
 .PHONY: static
 static: ## gofmt, go vet and staticcheck
 	@files=$$(gofmt -l .); test -z "$$files" || { echo "run make fmt:" $$files >&2; exit 1; }
-	go vet -tags e2e,soak,picture ./...
-	$(STATICCHECK) -tags e2e,soak,picture ./...
+	go vet -tags e2e,soak ./...
+	$(STATICCHECK) -tags e2e,soak ./...
 	go -C proof vet -tags bites,model,mutants .
 	cd proof && $(STATICCHECK) -tags bites,model,mutants .
 
@@ -124,8 +124,8 @@ rehearsal: ## run the lint job of check.yml on this machine, step by step as Git
 		--local-repository "$$(sed -n 's/.*uses: \(actions\/setup-go@[0-9a-f]*\).*/\1/p;T;q' .github/workflows/check.yml)=$$PWD/delivery/setup-go"
 
 .PHONY: picture
-picture: ## the pictures of README and docs and favicon.ico, made again with Chromium and Graphviz
-	go test -tags picture -run 'TestPicture|TestFavicon' -count=1 -v .
+picture: need-postgres need-chromium need-dot build ## the pictures of README, docs and link previews and favicon.ico, made again with Chromium and Graphviz
+	go run ./delivery/picture card favicon page
 	@# The dark one has the colours of the page in the dark.
 	for name in design deployment; do dot -Tsvg docs/$$name.dot -o docs/$$name.svg; \
 		sed 's/#ffe08a/#4a3a12/g; s/#94691a/#c79a3a/g; s/#1a1408/#f4ead2/g; s/#655837/#cdbf9c/g; s/#d8ccb0/#5c5032/g' \
@@ -133,7 +133,7 @@ picture: ## the pictures of README and docs and favicon.ico, made again with Chr
 
 .PHONY: terminal
 terminal: ## the README's picture of a deployment, from the log that make e2e has left
-	go test -tags picture -run TestTerminal -count=1 -v .
+	go run ./delivery/picture terminal
 
 # The end-to-end tests in parts, each with the files that concern it: a pull request runs the parts whose files it changes.
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$

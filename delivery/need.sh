@@ -50,6 +50,7 @@ if found "$name"; then exit 0; fi
 case $name in
 postgres) deb=postgresql rpm=/usr/bin/initdb brew=postgresql@17 ;;
 promtool) deb=prometheus rpm=/usr/bin/promtool brew=prometheus ;;
+dot) deb=graphviz rpm=/usr/bin/dot brew=graphviz ;;
 cc) deb="gcc libc6-dev" rpm=/usr/bin/gcc brew=gcc ;;
 ansible-lint) deb="ansible-lint ansible" rpm=/usr/bin/ansible-lint brew=ansible-lint ;;
 *) deb=$name rpm=/usr/bin/$name brew=$name ;;
