@@ -121,7 +121,7 @@ const applyBatchSQL = `
 		RETURNING id, visits, first_of_day, first_of_day AND first_seen IS NOT DISTINCT FROM $3::date AS is_new
 	), batch AS (
 		SELECT
-			array_agg(visits ORDER BY id) AS numbers,
+			array_agg(CASE WHEN is_new THEN -visits ELSE visits END ORDER BY id) AS numbers,
 			count(*) FILTER (WHERE first_of_day) AS visitors,
 			count(*) FILTER (WHERE is_new) AS new_visitors
 		FROM visitor

@@ -65,7 +65,7 @@ func (s *server) routes() http.Handler {
 			return errNotFound
 		}
 		w.Header().Set("Allow", "GET, HEAD")
-		return &publicError{http.StatusMethodNotAllowed, "This address can only be read."}
+		return &publicError{http.StatusMethodNotAllowed, "Only GET and HEAD are allowed here."}
 	}))
 	// Directly around the mux: r.Pattern is seen only on the same request.
 	return s.observed(s.secured(mux))
@@ -82,23 +82,23 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusForbidden)
 		return nil
 	}
-	y := you{Result: client.Result, Source: client.Source}
+	g := greeting{Result: client.Result, Source: client.Source}
 	status := http.StatusOK
-	number, everyone, err := s.visit(r.Context(), client)
+	own, page, err := s.visit(r.Context(), client)
 	if err != nil {
 		status = http.StatusServiceUnavailable
 		w.Header().Set("Retry-After", retryAfter)
-		y.NoDatabase = true
-		if y.Result == visitor.Counted {
-			y.Result = unconfirmed
+		g.NoDatabase = true
+		if g.Result == visitor.Counted {
+			g.Result = unconfirmed
 			if errors.Is(err, errNotCounted) {
-				y.Result = unavailable
+				g.Result = unavailable
 			}
 		}
-		everyone = s.page.render(nil)
+		page = s.page.of(nil)
 	}
-	s.metrics.visit(client, y.Result)
-	return everyone.write(w, status, y, number)
+	s.metrics.visit(client, g.Result)
+	return page.write(w, r, status, g, own)
 }
 
 // What became of a visit that could have counted, beside [visitor.Counted].
@@ -110,8 +110,8 @@ const (
 var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCounted)
 
 // visit counts a visit of client, or only looks if it does not count, and returns
-// the visitor's number and the page.
-func (s *server) visit(ctx context.Context, client visitor.Client) (int64, *everyone, error) {
+// what the page says of the visitor, and the page.
+func (s *server) visit(ctx context.Context, client visitor.Client) (standing, *sharedPage, error) {
 	// A service that was killed and started again answers its first requests a
 	// little later, not with an error.
 	select {
@@ -121,22 +121,22 @@ func (s *server) visit(ctx context.Context, client visitor.Client) (int64, *ever
 	}
 	c := s.counter.Load()
 	if c == nil {
-		return 0, nil, errStarting
+		return standing{}, nil, errStarting
 	}
 	id := c.hasher.ID(client)
 	if client.Result != visitor.Counted {
-		t, number, err := s.look(ctx, id)
+		t, visits, err := s.look(ctx, id)
 		if err != nil {
-			return 0, nil, err
+			return standing{}, nil, err
 		}
-		return number, s.page.render(t), nil
+		return standing{visits: visits}, s.page.of(t), nil
 	}
 	v, err := c.recorder.record(id)
 	if err != nil {
-		return 0, nil, err
+		return standing{}, nil, err
 	}
 	s.metrics.saw(v.receipt.visits, v.receipt.visitors)
-	return v.number(), v.share(func() any { return s.page.render(&v.receipt.tally) }).(*everyone), nil
+	return v.standing(), v.share(func() any { return s.page.of(&v.receipt.tally) }).(*sharedPage), nil
 }
 
 // look reads what the page shows to a visitor who is not counted.
@@ -218,7 +218,7 @@ func (s *server) try(h func(http.ResponseWriter, *http.Request) error) http.Hand
 			if pub.status == http.StatusServiceUnavailable {
 				w.Header().Set("Retry-After", retryAfter)
 			} else if strings.Contains(r.Header.Get("Accept"), "text/html") { // a browser, so a person
-				if err = s.page.render(nil).write(w, pub.status, you{Problem: pub.msg}, 0); err == nil {
+				if err = s.page.of(nil).write(w, r, pub.status, greeting{Problem: pub.msg}, standing{}); err == nil {
 					return
 				}
 			}
@@ -236,13 +236,13 @@ const retryAfter = "5"
 var (
 	// errNoDatabase is what a client hears of any trouble with the database.
 	errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
-	errNotFound   = &publicError{http.StatusNotFound, "There is nothing at this address."}
+	errNotFound   = &publicError{http.StatusNotFound, "Page not found."}
 )
 
-// securityHeaders are on every answer. The page needs its own style sheet
-// and icon and nothing else.
+// securityHeaders are on every answer. The page needs its own style, typeface
+// and pictures; tools that judge a page read its robots.txt from within it.
 var securityHeaders = http.Header{
-	"Content-Security-Policy":    {"default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+	"Content-Security-Policy":    {"default-src 'none'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
 	"X-Content-Type-Options":     {"nosniff"},
 	"Referrer-Policy":            {"no-referrer"},
 	"Permissions-Policy":         {"camera=(), geolocation=(), microphone=(), browsing-topics=()"},

@@ -25,11 +25,11 @@ func TestPage(t *testing.T) {
 		totals   []string
 		how      string
 	}{
-		{nil, "You have visited this page 1 time.", []string{"1 visitor ", "1 visit ", "1 visit today"}, "Recognised by your direct address."},
-		{nil, "You have visited this page 2 times.", []string{"1 visitor ", "2 visits ", "2 visits today"}, "Recognised by your direct address."},
-		{[]string{"Peer", "192.0.2.2:1"}, "You have visited this page 1 time.", []string{"2 visitors ", "3 visits "}, "Recognised by your direct address."},
-		{[]string{"Peer", "127.0.0.1:1", "X-Forwarded-For", "192.0.2.1"}, "You have visited this page 3 times.", []string{"2 visitors ", "4 visits "}, "Recognised by the address that a trusted proxy forwarded."},
-		{[]string{"X-Forwarded-For", "1.2.3.4"}, "You have visited this page 4 times.", []string{"2 visitors ", "5 visits "}, "Recognised by your direct address."},
+		{nil, "You have visited this page 1 time.", []string{"1 visitor ", "1 visit ", "1 visit today"}, "You were recognised by your IP address."},
+		{nil, "You have visited this page 2 times.", []string{"1 visitor ", "2 visits ", "2 visits today"}, "You were recognised by your IP address."},
+		{[]string{"Peer", "192.0.2.2:1"}, "You have visited this page 1 time.", []string{"2 visitors ", "3 visits "}, "You were recognised by your IP address."},
+		{[]string{"Peer", "127.0.0.1:1", "X-Forwarded-For", "192.0.2.1"}, "You have visited this page 3 times.", []string{"2 visitors ", "4 visits "}, "You were recognised by your IP address, forwarded by a trusted proxy."},
+		{[]string{"X-Forwarded-For", "1.2.3.4"}, "You have visited this page 4 times.", []string{"2 visitors ", "5 visits "}, "You were recognised by your IP address."},
 	}
 	for _, step := range steps {
 		w := s.ask("GET", "/", step.headers...)
@@ -71,15 +71,14 @@ func TestPageWithHistory(t *testing.T) {
 	assert.Contains(t, text, "435,001 visits", "of the last 30 days: today and 29 before it")
 	assert.Contains(t, text, "29,000", "the busiest of them")
 	assert.NotContains(t, text, "30,000", "31 days ago")
-	assert.Contains(t, text, "deployed by n/a.")
-	assert.NotContains(t, w.Body.String(), "<a ")
+	assert.NotContains(t, text, "deployed by")
 }
 
 func TestPageDoesNotCount(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t), "IGNORED_NETWORKS", "198.51.100.0/24, 2001:db8:1::/48")
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
-	const never, once = "You have not been counted on this page.", "You have visited this page 1 time."
+	const never, once = "You have not been counted here yet.", "You have visited this page 1 time."
 	for name, tt := range map[string]struct {
 		headers []string
 		want    []string
@@ -90,7 +89,7 @@ func TestPageDoesNotCount(t *testing.T) {
 		"ignored":   {[]string{"Peer", "198.51.100.7:1"}, []string{never, "This visit was not counted: visits from your network are excluded."}},
 		"ignored, forwarded": {[]string{"Peer", "127.0.0.1:1", "X-Forwarded-For", "2001:db8:1:2::3"},
 			[]string{never, "This visit was not counted: visits from your network are excluded."}},
-		"nobody": {[]string{"Peer", "@"}, []string{never, "This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}},
+		"nobody": {[]string{"Peer", "@"}, []string{never, "This visit was not counted. You could not be recognised: the proxy in front of this page did not pass on your IP address."}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := s.ask("GET", "/", tt.headers...)
@@ -152,11 +151,12 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/badge.svg?show=today", 200, "image/svg+xml", minute},
 		{"HEAD", "/badge.svg", 200, "image/svg+xml", minute},
 		{"GET", "/badge.svg?show=Visits", 400, plain, "no-store"},
+		{"GET", "/badge.svg?show=%zz", 400, plain, "no-store"},
 		{"GET", "/badge.json", 200, jsonType, minute},
 		{"GET", "/badge.json?show=all", 400, plain, "no-store"},
 		{"GET", "/chart.svg", 200, "image/svg+xml", minute},
-		{"GET", "/chart.svg?theme=dark", 200, "image/svg+xml", minute},
-		{"GET", "/chart.svg?theme=blue", 400, plain, "no-store"},
+		{"GET", "/card.png", 200, "image/png", minute},
+		{"GET", "/days", 200, "text/html; charset=utf-8", "no-store"},
 		{"GET", "/robots.txt", 200, plain, minute},
 		{"GET", "/favicon.ico", 200, "image/vnd.microsoft.icon", minute},
 		{"GET", "/.well-known/security.txt", 200, plain, minute},
@@ -225,7 +225,7 @@ func TestSmallThingsByCurl(t *testing.T) {
 	url := newDatabase(t)
 	r := start(t, "DATABASE_URL", url, "USER_URL", "mailto:ann@example.org")
 	for _, path := range []string{
-		"/robots.txt", "/favicon.ico", "/.well-known/security.txt", "/api/stats.csv", "/chart.svg", "/chart.svg?theme=dark",
+		"/robots.txt", "/favicon.ico", "/.well-known/security.txt", "/api/stats.csv", "/chart.svg", "/card.png",
 		"/badge.json", "/badge.svg", "/badge.svg?show=visits", "/badge.svg?show=today",
 	} {
 		var bodies [2]string
@@ -394,9 +394,9 @@ func (s *testServer) requireUnavailable(t testing.TB, sentence string, headers .
 		assert.Equal(t, retryAfter, w.Header().Get("Retry-After"))
 		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
 		text := pageText(w.Body.String())
-		assert.Contains(t, text, "The database does not answer.")
+		assert.Contains(t, text, "The database is not responding.")
 		assert.Contains(t, text, sentence)
-		assert.Contains(t, text, "deployed by", "to the end")
+		assert.Contains(t, text, "footfall "+s.build.Version, "to the end")
 		if took < 2*time.Second {
 			return
 		}
@@ -405,8 +405,8 @@ func (s *testServer) requireUnavailable(t testing.TB, sentence string, headers .
 }
 
 const (
-	mayBeLost = "Your visit may not have been counted. Please come back in a moment."
-	notLost   = "Your visit was not counted. Please come back in a moment."
+	mayBeLost = "Your visit may or may not have been counted. Please try again in a moment."
+	notLost   = "Your visit was not counted. Please try again in a moment."
 )
 
 func TestTableLocked(t *testing.T) {
@@ -416,9 +416,9 @@ func TestTableLocked(t *testing.T) {
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE totals`)
 	s.requireUnavailable(t, mayBeLost)
-	s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
+	s.requireUnavailable(t, "The numbers will be back as soon as it is.", "User-Agent", "Googlebot/2.1")
 	assert.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/api/stats").Code)
-	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/badge.svg").Body.String())
+	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/badge.json").Body.String())
 	assert.Equal(t, "the database does not answer\n", s.ask("GET", "/readyz").Body.String())
 	for _, path := range []string{"/healthz", "/version", "/metrics", assetPath("style.css")} {
 		assert.Equal(t, http.StatusOK, s.ask("GET", path).Code, path)
@@ -440,7 +440,7 @@ func TestDatabaseStopsAndComesBack(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} { // a shutdown, a crash
 		c.end(t, signal)
 		s.requireUnavailable(t, mayBeLost)
-		s.requireUnavailable(t, "The numbers are back as soon as it is.", "User-Agent", "Googlebot/2.1")
+		s.requireUnavailable(t, "The numbers will be back as soon as it is.", "User-Agent", "Googlebot/2.1")
 		w := s.ask("GET", "/readyz")
 		assert.Equal(t, http.StatusServiceUnavailable, w.Code)
 		assert.Equal(t, "the database does not answer\n", w.Body.String())

@@ -529,7 +529,7 @@ func numbersOf(t testing.TB, visits []visit) []int64 {
 	for _, v := range visits {
 		<-v.done
 		require.NoError(t, v.err)
-		ns = append(ns, v.number())
+		ns = append(ns, v.standing().visits)
 	}
 	return ns
 }
@@ -621,7 +621,7 @@ func count(t testing.TB, r *recorder, who string) int64 {
 	t.Helper()
 	v, err := r.record(someone(who))
 	require.NoError(t, err)
-	return v.number()
+	return v.standing().visits
 }
 
 // requireVerified recounts everything.
@@ -729,12 +729,11 @@ func aTally(visits ...int64) *tally {
 	return t
 }
 
-// rendered is the page for a visitor who was counted number times; tl is nil
-// without a database.
-func rendered(t *testing.T, p *page, tl *tally, y you, number int64) string {
+// rendered is the page for a visitor; tl is nil without a database.
+func rendered(t *testing.T, p *page, tl *tally, g greeting, own standing) string {
 	t.Helper()
 	w := httptest.NewRecorder()
-	require.NoError(t, p.render(tl).write(w, http.StatusOK, y, number))
+	require.NoError(t, p.of(tl).write(w, httptest.NewRequest("GET", "/", nil), http.StatusOK, g, own))
 	return w.Body.String()
 }
 

@@ -390,7 +390,7 @@ func TestTakeOver(t *testing.T) {
 	client, _ := visitor.Parse("198.51.100.7")
 	v, err := r.record(h.ID(client))
 	require.NoError(t, err)
-	assert.Equal(t, int64(8), v.number())
+	assert.Equal(t, int64(8), v.standing().visits)
 	assert.Equal(t, int64(visitors), v.receipt.visitors)
 	assert.Equal(t, day{utcDay(date), 1, 1, 0}, v.receipt.today())
 	requireVerified(t, s)

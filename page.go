@@ -2,16 +2,12 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"footfall/internal/visitor"
 	"html/template"
-	"io/fs"
-	"mime"
 	"net/http"
 	"path"
 	"slices"
@@ -19,10 +15,11 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 var templates = template.Must(template.New("").
-	Funcs(template.FuncMap{"asset": assetPath, "plural": plural}).
+	Funcs(template.FuncMap{"asset": assetPath, "gap": gapMark}).
 	ParseFS(assetFiles, "assets/page.html", "assets/badge.svg", "assets/chart.svg"))
 
 // renderTemplate returns what a template makes of data.
@@ -36,49 +33,130 @@ func renderTemplate(name string, data any) ([]byte, error) {
 type page struct {
 	version           string
 	userName, userURL string
-	past              pastRows
+	kept              sync.Map // of []piece by greeting: a page without its values
 }
 
-// everyone is the page above and below the part about one visitor. All visitors
-// of a batch see it alike.
-type everyone struct {
-	above, below []byte
-	err          error
+// greeting selects the sentences of a page. There are some hundred different ones.
+type greeting struct {
+	Problem    string // why this is not the page; the rest is then of no interest
+	Result     visitor.Result
+	Source     visitor.Source
+	NoDatabase bool
+	First      bool // the visitor's first visit
+	Never      bool // the visitor was never counted
 }
 
-// render renders the page for t; nil: the numbers are not known.
-func (p *page) render(t *tally) *everyone {
-	data := struct {
-		Version           string
-		UserName, UserURL string
-		Numbers           *numbers
-	}{Version: p.version, UserName: p.userName, UserURL: p.userURL}
-	if t != nil {
-		past, err := p.past.render(t.days[:historyDays-1])
-		if err != nil {
-			return &everyone{err: err}
-		}
-		data.Numbers = &numbers{
-			Visits: group(t.visits), Visitors: group(t.visitors),
-			Since: t.since.UTC().Format("2 January 2006"), Database: t.database,
-			Today: newRow(t.today()), Past: past, Chart: newChart(t.days),
-			CarriedOver: carriedOver(t), Evidence: sentences(t),
-		}
+// standing is what the page says of its visitor.
+type standing struct {
+	visits int64 // so far; 0: none was counted
+	place  int64 // the visitor's place among all visitors, on the first visit; else 0
+}
+
+// gaps are the places of page.html that are filled when the rest is rendered:
+// {{gap "visits"}}. Those of one visitor come first, the others are a tally's.
+var gaps = [...]string{
+	"origin", "own visits", "own visits noun", "size", "place", "trail",
+	"visitors", "visitors noun", "visits", "visits noun", "today", "today noun", "month", "month noun",
+	"since", "database", "evidence", "width", "visits path", "visitors path", "words", "first day",
+	"busiest x", "busiest anchor", "busiest text", "today x", "today anchor", "today text",
+}
+
+// A gap is marked by a character of Unicode's private use area, which occurs
+// nowhere else on the page.
+const firstMark = '\uE000'
+
+func gapMark(name string) (string, error) {
+	i := slices.Index(gaps[:], name)
+	if i < 0 {
+		return "", fmt.Errorf("there is no gap %q", name)
 	}
-	above, err := renderTemplate("above", data)
-	below, belowErr := renderTemplate("below", data)
-	return &everyone{above, below, errors.Join(err, belowErr)}
+	return string(rune(firstMark + i)), nil
 }
 
-// numbers are what the page shows of a tally, ready to be read.
-type numbers struct {
-	Visits, Visitors string
-	Since, Database  string
-	Today            row
-	Past             template.HTML // the table's rows for the days before today
-	Chart            chart
-	CarriedOver      string // empty: nothing
-	Evidence         []sentence
+// piece is a part of a page and the number of the gap behind it, or -1.
+type piece struct {
+	text string
+	gap  int
+}
+
+// pieces returns the page with this greeting, rendered once.
+func (p *page) pieces(g greeting) ([]piece, error) {
+	if kept, ok := p.kept.Load(g); ok {
+		return kept.([]piece), nil
+	}
+	whole, err := renderTemplate("page", struct {
+		greeting
+		Version, UserName, UserURL string
+	}{g, p.version, p.userName, p.userURL})
+	if err != nil {
+		return nil, fmt.Errorf("render page: %w", err)
+	}
+	var pieces []piece
+	for rest := string(whole); rest != ""; {
+		text, gap := rest, -1
+		if i := strings.IndexFunc(rest, isMark); i >= 0 {
+			mark, size := utf8.DecodeRuneInString(rest[i:])
+			text, gap, rest = rest[:i], int(mark-firstMark), rest[i+size:]
+		} else {
+			rest = ""
+		}
+		pieces = append(pieces, piece{text, gap})
+	}
+	p.kept.Store(g, pieces)
+	return pieces, nil
+}
+
+func isMark(r rune) bool { return firstMark <= r && r < rune(firstMark+len(gaps)) }
+
+// values fill the gaps, in their order. They go onto the page as they are: text
+// that is not ours is escaped before.
+type values [len(gaps)]string
+
+func (v *values) set(name, value string) { v[slices.Index(gaps[:], name)] = value }
+
+// count sets a number and the noun that belongs to it.
+func (v *values) count(name string, n int64, noun string) {
+	number := group(n)
+	v.set(name, number)
+	v.set(name+" noun", plural(number, noun))
+}
+
+func (v *values) label(name string, l label) {
+	v.set(name+" x", strconv.Itoa(l.X))
+	v.set(name+" anchor", l.Anchor)
+	v.set(name+" text", l.Text)
+}
+
+// sharedPage is the page without what differs between two visitors; a batch
+// makes it once.
+type sharedPage struct {
+	*page
+	values values
+}
+
+// of returns the page for t; nil: the numbers are not known.
+func (p *page) of(t *tally) *sharedPage {
+	shared := &sharedPage{page: p}
+	if t == nil {
+		return shared
+	}
+	v := &shared.values
+	v.count("visitors", t.visitors, "visitor")
+	v.count("visits", t.visits, "visit")
+	v.count("today", t.today().visits, "visit")
+	v.set("since", t.since.UTC().Format("2 January 2006"))
+	v.set("database", template.HTMLEscapeString(t.database))
+	v.set("evidence", evidenceHTML(t))
+	c := newChart(t)
+	v.count("month", c.Total, "visit")
+	v.set("width", strconv.Itoa(c.Width))
+	v.set("visits path", c.Visits)
+	v.set("visitors path", c.Visitors)
+	v.set("words", c.Words)
+	v.set("first day", c.FirstDay)
+	v.label("busiest", c.Busiest)
+	v.label("today", c.Today)
+	return shared
 }
 
 // sentence is one about the evidence; Worry: it should catch a reader's eye.
@@ -115,6 +193,22 @@ func sentences(t *tally) (all []sentence) {
 	return all
 }
 
+// evidenceHTML is what the footer says of where the numbers come from and when
+// they were checked: our own words and numbers, each sentence with a space behind it.
+func evidenceHTML(t *tally) (html string) {
+	if text := carriedOver(t); text != "" {
+		html = text + " "
+	}
+	for _, s := range sentences(t) {
+		if s.Worry {
+			html += "<strong>" + s.Text + "</strong> "
+		} else {
+			html += s.Text + " "
+		}
+	}
+	return html
+}
+
 // carriedOver says what an earlier counter had counted; empty: nothing.
 func carriedOver(t *tally) string {
 	if t.carriedVisits == 0 {
@@ -124,114 +218,56 @@ func carriedOver(t *tally) string {
 	return fmt.Sprintf("%s %s and %s %s are carried over from an earlier counter.", visits, plural(visits, "visit"), visitors, plural(visitors, "visitor"))
 }
 
-// row is one day, ready to be read.
-type row struct{ Day, Visits, Visitors, New string }
-
-func newRow(d day) row {
-	return row{d.date.Format("2 Jan"), group(d.visits), group(d.visitors), group(d.newVisitors)}
-}
-
-// pastRows keeps the rendered rows of the days before today, which hardly ever
-// change: they are four fifths of what there is to render.
-type pastRows struct {
-	mu   sync.Mutex
-	days []day
-	html template.HTML
-}
-
-func (p *pastRows) render(days []day) (template.HTML, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if slices.Equal(p.days, days) {
-		return p.html, nil
-	}
-	var rows []row
-	for _, d := range days {
-		rows = append(rows, newRow(d))
-	}
-	html, err := renderTemplate("rows", rows)
-	if err != nil {
-		return "", err
-	}
-	p.days, p.html = days, template.HTML(html) // the template has escaped it
-	return p.html, nil
-}
-
-// you is what the page says to one visitor, but for the number.
-type you struct {
-	Problem    string // why this is not the page; the rest is then of no interest
-	Result     visitor.Result
-	Source     visitor.Source
-	NoDatabase bool
-	Digits     int // the length of the number with its commas
-	Once       bool
-	Never      bool
-	Trail      int // width of the visitor's trail; 0: there is none
-}
-
 // A trail has a stride for each visit, as many as a wide window shows.
 const stride, longestTrail = 40, 40
 
-// youParts keeps the part about a visitor, rendered, in two: before and after
-// the number. There are only as many as there are different yous: hundreds.
-var youParts sync.Map // of [2][]byte by you
-
-// numberMark marks the place of the number while youParts are made: a character of
-// Unicode's private use area, which occurs nowhere else on the page.
-const numberMark = "\uE000"
-
-// renderYou returns what comes before and after the visitor's number; without a
-// number all of it is before.
-func renderYou(y you) (before, after []byte, err error) {
-	if parts, ok := youParts.Load(y); ok {
-		parts := parts.([2][]byte)
-		return parts[0], parts[1], nil
-	}
-	whole, err := renderTemplate("you", struct {
-		you
-		Number string
-	}{y, numberMark})
-	if err != nil {
-		return nil, nil, err
-	}
-	before, after, _ = bytes.Cut(whole, []byte(numberMark))
-	youParts.Store(y, [2][]byte{before, after})
-	return before, after, nil
-}
-
 // write answers with the page, completed for one visitor.
-func (p *everyone) write(w http.ResponseWriter, status int, y you, visits int64) error {
-	number := group(visits)
-	y.Digits, y.Once, y.Never = len(number), visits == 1, visits == 0
-	y.Trail = stride * int(min(visits, longestTrail))
-	before, after, err := renderYou(y)
-	if err := errors.Join(p.err, err); err != nil {
-		return fmt.Errorf("render page: %w", err)
+func (p *sharedPage) write(w http.ResponseWriter, r *http.Request, status int, g greeting, s standing) error {
+	g.First, g.Never = s.place > 0, s.visits == 0
+	pieces, err := p.pieces(g)
+	if err != nil {
+		return err
 	}
+	v := p.values
+	v.set("origin", template.HTMLEscapeString(origin(r)))
+	v.count("own visits", s.visits, "time")
+	v.set("place", group(s.place))
+	v.set("size", strconv.Itoa(len(group(max(s.visits, s.place)))))
+	v.set("trail", strconv.Itoa(stride*int(min(s.visits, longestTrail))))
 	buf := buffers.Get().(*bytes.Buffer)
 	defer buffers.Put(buf)
 	buf.Reset()
-	buf.Write(p.above)
-	buf.Write(before)
-	if len(after) > 0 {
-		buf.WriteString(number) // digits and commas: nothing to escape
+	for _, piece := range pieces {
+		buf.WriteString(piece.text)
+		if piece.gap >= 0 {
+			buf.WriteString(v[piece.gap])
+		}
 	}
-	buf.Write(after)
-	buf.Write(p.below)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
-	if y.Result == visitor.Head {
+	if g.Result == visitor.Head {
 		// A GET would be counted and see another page, so there is no
 		// Content-Length that holds (RFC 9110, section 8.6).
-		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Content-Type", htmlType)
 		w.WriteHeader(status)
 		return nil
 	}
-	write(w, status, "text/html; charset=utf-8", buf.Bytes())
+	write(w, status, htmlType, buf.Bytes())
 	return nil
 }
 
+const htmlType = "text/html; charset=utf-8"
+
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// origin returns where the client reached this service, such as
+// https://example.org. It is the client's own claim and only the client sees it.
+func origin(r *http.Request) string {
+	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
+		return "https://" + r.Host
+	}
+	return "http://" + r.Host
+}
 
 // group writes n with a comma between thousands.
 func group(n int64) string {
@@ -250,64 +286,97 @@ func plural(number, noun string) string {
 	return noun + "s"
 }
 
-// chart is the days' visits as bars. Their shapes are stretched to the width
-// of the window, so all text is outside of them.
+// chart is the days since counting began as bars, 30 at most, each with its
+// visits and in them its visitors. The bars are stretched to the width of the
+// window, so all text is outside of them.
 type chart struct {
-	FirstDay        row
-	Max             row    // the first day with the most visits
-	TotalVisits     string // of all its days
-	Width, Height   int    // of the view box that the paths are drawn in
-	Path, TodayPath string // the days before today; today. A day without visits has no shape
-	MaxX            int    // where the label of Max points to, in percent of the width
-	MaxAnchor       string // the text-anchor that keeps this label inside
-	MaxToday        bool
+	Width, Height    int    // of the view box that the paths are drawn in
+	Visits, Visitors string // paths
+	Total            int64  // visits
+	Words            string // all of it in a sentence
+	FirstDay         string // "": today's label stands there
+	Busiest, Today   label
+}
+
+// label is a text at a place, in percent of the chart's width, with the
+// text-anchor that keeps it inside.
+type label struct {
+	X            int
+	Anchor, Text string
 }
 
 const (
 	barStep     = 10 // from one bar's left edge to the next one's
 	barWidth    = 8
 	chartHeight = 100 // of the highest bar
+	week        = 7   // the least that the chart is wide: a single day is no wall
 )
 
-func newChart(days []day) chart {
-	last, highest := len(days)-1, 0
-	var sum int64
+func newChart(t *tally) chart {
+	days := t.days
+	for len(days) > 1 && days[0].visits == 0 && days[0].date.Before(utcDay(t.since)) {
+		days = days[1:]
+	}
+	c := chart{Width: max(len(days), week)*barStep - (barStep - barWidth), Height: chartHeight}
+	last, busiest := len(days)-1, 0
 	for i, d := range days {
-		sum += d.visits
-		if d.visits > days[highest].visits {
-			highest = i
+		c.Total += d.visits
+		if d.visits > days[busiest].visits {
+			busiest = i
 		}
 	}
-	c := chart{
-		FirstDay: newRow(days[0]), Max: newRow(days[highest]), MaxToday: highest == last, TotalVisits: group(sum),
-		Width: last*barStep + barWidth, Height: chartHeight,
+	c.Visits = bars(days, days[busiest].visits, func(d day) int64 { return d.visits })
+	c.Visitors = bars(days, days[busiest].visits, func(d day) int64 { return d.visitors })
+	from, to := shortDate(days[0]), shortDate(days[last])
+	if len(days) >= week {
+		c.FirstDay = from
 	}
-	c.MaxX, c.MaxAnchor = 100*highest*barStep/c.Width, "start"
-	if highest > last/2 {
-		c.MaxX, c.MaxAnchor = 100*(highest*barStep+barWidth)/c.Width, "end"
+	c.Today = c.label(last, "today, "+to+": "+group(days[last].visits))
+	switch most := group(days[busiest].visits); {
+	case c.Total == 0:
+		c.Busiest = label{50, "middle", fmt.Sprintf("no visits in these %d days", historyDays)}
+	case busiest == last:
+		c.Busiest = c.label(busiest, "busiest: "+most+" today")
+	default:
+		c.Busiest = c.label(busiest, "busiest: "+most+" on "+shortDate(days[busiest]))
 	}
-	var path []byte
-	for i, d := range days {
-		if i == last {
-			c.Path, path = string(path), nil
-		}
-		if d.visits > 0 { // a day with one visit among busy ones is still to be seen
-			height := max(1, int(float64(d.visits)/float64(days[highest].visits)*chartHeight))
-			path = fmt.Appendf(path, "M%d %dv-%dh%dv%dz", i*barStep, chartHeight, height, barWidth, height)
-		}
-	}
-	c.TodayPath = string(path)
+	total := group(c.Total)
+	c.Words = fmt.Sprintf("%s %s from %s to %s; %s; %s", total, plural(total, "visit"), from, to, c.Busiest.Text, c.Today.Text)
 	return c
 }
+
+// bars draws one number of each day as a path. A day without any has no shape,
+// and one among thousands is still to be seen.
+func bars(days []day, highest int64, of func(day) int64) string {
+	path := fmt.Appendf(nil, "M0 %d", chartHeight)
+	for _, d := range days {
+		if n := of(d); n > 0 {
+			height := max(1, int(float64(n)/float64(highest)*chartHeight))
+			path = fmt.Appendf(path, "v-%dh%dv%dh%d", height, barWidth, height, barStep-barWidth)
+		} else {
+			path = fmt.Appendf(path, "h%d", barStep)
+		}
+	}
+	return string(path)
+}
+
+// label puts text over or under the bar of day i.
+func (c chart) label(i int, text string) label {
+	if 2*i*barStep >= c.Width {
+		return label{100 * (i*barStep + barWidth) / c.Width, "end", text}
+	}
+	return label{100 * i * barStep / c.Width, "start", text}
+}
+
+func shortDate(d day) string { return d.date.Format("2 Jan") }
 
 //go:embed assets
 var assetFiles embed.FS
 
 // assetFile is one embedded file as it is served.
 type assetFile struct {
-	contentType  string
-	etag         string // weak: plain and small are one to it (RFC 9110, section 8.8.1)
-	plain, small []byte // small is gzip
+	contentType, etag string
+	body              []byte
 }
 
 // assets holds the files by their fingerprinted name, style.1a2b3c4d.css.
@@ -317,21 +386,25 @@ func assetPath(name string) string { return assetPaths[name] }
 
 func loadAssets() (map[string]assetFile, map[string]string) {
 	files, paths := map[string]assetFile{}, map[string]string{}
-	for _, name := range []string{"style.css", "favicon.svg"} {
-		plain, err := fs.ReadFile(assetFiles, "assets/"+name)
+	for _, file := range []struct{ name, contentType string }{
+		{"favicon.svg", "image/svg+xml"},
+		{"steps.svg", "image/svg+xml"},
+		{"face.woff2", "font/woff2"},
+		{"style.css", "text/css; charset=utf-8"}, // names the ones before it
+	} {
+		body, err := assetFiles.ReadFile("assets/" + file.name)
 		if err != nil {
 			panic(err) // the list above is wrong
 		}
-		var small bytes.Buffer
-		z, _ := gzip.NewWriterLevel(&small, gzip.BestCompression) // the level is a valid one
-		z.Write(plain)                                            // into memory
-		z.Close()
-		sum := sha256.Sum256(plain)
+		for name, path := range paths {
+			body = bytes.ReplaceAll(body, []byte("url("+name+")"), []byte("url("+path+")"))
+		}
+		sum := sha256.Sum256(body)
 		print := hex.EncodeToString(sum[:4])
-		ext := path.Ext(name)
-		unique := strings.TrimSuffix(name, ext) + "." + print + ext
-		files[unique] = assetFile{mime.TypeByExtension(ext), `W/"` + print + `"`, plain, small.Bytes()}
-		paths[name] = "/assets/" + unique
+		ext := path.Ext(file.name)
+		unique := strings.TrimSuffix(file.name, ext) + "." + print + ext
+		files[unique] = assetFile{file.contentType, `"` + print + `"`, body}
+		paths[file.name] = "/assets/" + unique
 	}
 	return files, paths
 }
@@ -345,26 +418,8 @@ func asset(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	h.Set("Content-Type", file.contentType)
 	h.Set("ETag", file.etag)
-	h.Set("Vary", "Accept-Encoding")
-	body := file.plain
-	if acceptsGzip(r.Header.Get("Accept-Encoding")) {
-		h.Set("Content-Encoding", "gzip")
-		body = file.small
-	}
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body)) // answers If-None-Match
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file.body)) // answers If-None-Match
 	return nil
-}
-
-// acceptsGzip reads an Accept-Encoding header (RFC 9110, section 12.5.3).
-func acceptsGzip(header string) bool {
-	for coding := range strings.SplitSeq(header, ",") {
-		name, weight, _ := strings.Cut(coding, ";")
-		if strings.EqualFold(strings.TrimSpace(name), "gzip") {
-			value := strings.TrimPrefix(strings.TrimSpace(weight), "q=")
-			return weight == "" || strings.Trim(value, "0.") != "" // q=0, q=0.000: refused
-		}
-	}
-	return false
 }
 
 // write sends an answer that is complete in memory. An error here means that

@@ -2,11 +2,11 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"fmt"
 	"footfall/internal/visitor"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -33,84 +33,88 @@ func TestPageStates(t *testing.T) {
 	million := aTally(1_234_567)
 	million.visits, million.visitors = 91_234_567, 7_654_321
 	tests := map[string]struct {
-		tally  *tally
-		you    you
-		number int64
-		want   []string // in what is read
-		absent []string
+		tally    *tally
+		greeting greeting
+		own      standing
+		want     []string // in what is read
+		absent   []string
 	}{
 		"before the first visit": {
-			aTally(), you{Result: visitor.Bot, Source: visitor.FromPeer}, 0,
+			aTally(), greeting{Result: visitor.Bot, Source: visitor.FromPeer}, standing{},
 			[]string{
-				"You have not been counted on this page.",
-				"This visit was not counted: your browser identifies itself as a program, such as a bot, monitor or link preview. Recognised by your direct address.",
-				"0 visitors 0 visits 0 visits today", "no visit on any of these days", "today, 2 Mar: 0",
+				"You have not been counted here yet.",
+				"This visit was not counted: your browser identifies itself as a program, such as a bot, monitor or link preview. You were recognised by your IP address.",
+				"0 visitors 0 visits 0 visits today", "no visits in these 30 days", "today, 2 Mar: 0",
 			},
-			[]string{"most:", "This visit was counted"},
+			[]string{"busiest:", "This visit was counted"},
 		},
 		"the first visit": {
 			&tally{visits: 1, visitors: 1, days: aTally(1).days, background: background{since: monday, database: "PostgreSQL 17.2"}},
-			you{Result: visitor.Counted, Source: visitor.FromPeer}, 1,
+			greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{1, 1},
 			[]string{
-				"You have visited this page 1 time.", "This visit was counted. Recognised by your direct address.",
-				"1 visitor 1 visit 1 visit today", "most: 1 today", "today, 2 Mar: 1", "1 visit in 30 days, as a table",
+				"1 visitor · footfall", "You are visitor 1.",
+				"You have visited this page 1 time. This visit was counted. You were recognised by your IP address.",
+				"1 visitor 1 visit 1 visit today", "busiest: 1 today", "today, 2 Mar: 1", "Table of these 1 visit ",
 				"Counting since 2 March 2026 in PostgreSQL 17.2. footfall 1.2.3, deployed by Ann.",
 			},
-			[]string{"1 times", "1 visits", "1 visitors", "no visit on any"},
+			[]string{"1 times", "1 visits", "1 visitors", "no visits in"},
+		},
+		"one of many new ones": {
+			month, greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{1, 4407},
+			[]string{"You are visitor 4,407. You have visited this page 1 time. This visit was counted."}, []string{"1 times"},
 		},
 		"thirty days": {
-			month, you{Result: visitor.Counted, Source: visitor.FromForwarded}, 12,
+			month, greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{visits: 12},
 			[]string{
 				"You have visited this page 12 times.",
-				"This visit was counted. Recognised by the address that a trusted proxy forwarded.",
-				"141 visits in 30 days", "7 visits today", "1 Feb", "most: 9 on 6 Feb", "today, 2 Mar: 7",
-				"Day (UTC) Visits Visitors New 1 Feb 3 2 1 2 Feb 1 1 0",
+				"This visit was counted. You were recognised by your IP address, forwarded by a trusted proxy.",
+				"Table of these 141 visits", "7 visits today", "1 Feb", "busiest: 9 on 6 Feb", "today, 2 Mar: 7",
 			},
-			[]string{"12 time."},
+			[]string{"12 time.", "You are visitor"},
 		},
 		"a day of none": {
-			aTally(2, 0, 0), you{Result: visitor.Ignored, Source: visitor.FromPeer}, 2,
+			aTally(2, 0, 0), greeting{Result: visitor.Ignored, Source: visitor.FromPeer}, standing{visits: 2},
 			[]string{
-				"You have visited this page 2 times.", "0 visits today", "most: 2 on 28 Feb", "today, 2 Mar: 0",
+				"You have visited this page 2 times.", "0 visits today", "busiest: 2 on 28 Feb", "today, 2 Mar: 0",
 				"This visit was not counted: visits from your network are excluded.",
 			}, nil,
 		},
 		"millions": {
-			million, you{Result: visitor.Counted, Source: visitor.FromPeer}, 1_234_567,
-			[]string{"You have visited this page 1,234,567 times.", "7,654,321 visitors 91,234,567 visits 1,234,567 visits today", "most: 1,234,567 today"}, nil,
+			million, greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{visits: 1_234_567},
+			[]string{"You have visited this page 1,234,567 times.", "7,654,321 visitors 91,234,567 visits 1,234,567 visits today", "busiest: 1,234,567 today"}, nil,
 		},
 		"no address": {
-			month, you{Result: visitor.NoAddress, Source: visitor.FromNobody}, 0,
-			[]string{"This visit was not counted. Not recognised: the proxy in front of this page does not say who you are."}, []string{"Recognised by"},
+			month, greeting{Result: visitor.NoAddress, Source: visitor.FromNobody}, standing{},
+			[]string{"This visit was not counted. You could not be recognised: the proxy in front of this page did not pass on your IP address."}, []string{"Recognised by"},
 		},
 		"no database": {
-			nil, you{Result: unconfirmed, Source: visitor.FromPeer, NoDatabase: true}, 0,
-			[]string{"The database does not answer.", "Your visit may not have been counted. Please come back in a moment.", "footfall 1.2.3, deployed by Ann."},
-			[]string{"visits today", "Counting since", "was counted."},
+			nil, greeting{Result: unconfirmed, Source: visitor.FromPeer, NoDatabase: true}, standing{},
+			[]string{"The database is not responding.", "Your visit may or may not have been counted. Please try again in a moment.", "footfall 1.2.3, deployed by Ann."},
+			[]string{"visits today", "Counting since", "was counted.", "recognised by your"},
 		},
 		"no database, not asked": {
-			nil, you{Result: unavailable, Source: visitor.FromPeer, NoDatabase: true}, 0,
-			[]string{"The database does not answer.", "Your visit was not counted. Please come back in a moment."},
+			nil, greeting{Result: unavailable, Source: visitor.FromPeer, NoDatabase: true}, standing{},
+			[]string{"The database is not responding.", "Your visit was not counted. Please try again in a moment."},
 			[]string{"Your visit may"},
 		},
 		"no database, not counted": {
-			nil, you{Result: visitor.Bot, Source: visitor.FromPeer, NoDatabase: true}, 0,
-			[]string{"The database does not answer.", "The numbers are back as soon as it is.", "This visit was not counted"},
+			nil, greeting{Result: visitor.Bot, Source: visitor.FromPeer, NoDatabase: true}, standing{},
+			[]string{"The database is not responding.", "The numbers will be back as soon as it is.", "This visit was not counted"},
 			[]string{"Your visit may"},
 		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, tt.tally, tt.you, tt.number)
+			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, tt.tally, tt.greeting, tt.own)
 			read := pageText(body)
-			for _, want := range append(tt.want, "What is a visitor here?", "What is kept?") {
+			for _, want := range append(tt.want, "What counts as a visitor?", "What is stored?") {
 				assert.Contains(t, read, want)
 			}
 			for _, absent := range tt.absent {
 				assert.NotContains(t, read, absent)
 			}
-			if tt.number > 0 {
-				assert.Contains(t, body, fmt.Sprintf("You have visited this page <strong>%s</strong> time", group(tt.number)))
+			if tt.own.visits > 0 { // what other programs read
+				assert.Contains(t, body, fmt.Sprintf("You have visited this page <strong>%s</strong> time", group(tt.own.visits)))
 			}
 			assert.NotContains(t, body, "ZgotmplZ", "html/template refused a value")
 			assert.NotRegexp(t, `(?i)<script|<style|\sstyle=|\son\w+=|javascript:`, body, "the content security policy forbids it")
@@ -122,25 +126,28 @@ func TestPageStates(t *testing.T) {
 
 func TestPageTrail(t *testing.T) {
 	t.Parallel()
-	for number, strides := range map[int64]int{1: 1, 2: 2, 39: 39, 40: 40, 1_000_000: 40} {
-		body := rendered(t, &page{}, aTally(1), you{Result: visitor.Counted}, number)
-		assert.Contains(t, body, fmt.Sprintf(`viewBox="0 0 %d 40"`, strides*40), number)
+	for visits, strides := range map[int64]int{1: 1, 2: 2, 39: 39, 40: 40, 1_000_000: 40} {
+		body := rendered(t, &page{}, aTally(1), greeting{Result: visitor.Counted}, standing{visits: visits})
+		assert.Contains(t, body, fmt.Sprintf(`viewBox="0 0 %d 40"`, strides*40), visits)
 	}
-	assert.NotContains(t, rendered(t, &page{}, aTally(1), you{Result: visitor.Bot}, 0), "trail")
+	assert.NotContains(t, rendered(t, &page{}, aTally(1), greeting{Result: visitor.Bot}, standing{}), "trail")
 }
 
 // What is kept of one page must not show on the next.
 func TestPageFollowsTheCount(t *testing.T) {
 	t.Parallel()
 	p := &page{}
-	read := func(tl *tally, y you, number int64) string { return pageText(rendered(t, p, tl, y, number)) }
-	first := read(aTally(5, 3), you{Result: visitor.Counted, Source: visitor.FromPeer}, 2)
-	assert.Contains(t, first, "1 Mar 5 3 2 2 Mar 3 2 1")
+	read := func(tl *tally, g greeting, own standing) string { return pageText(rendered(t, p, tl, g, own)) }
+	first := read(aTally(5, 3), greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{visits: 2})
+	assert.Contains(t, first, "today, 2 Mar: 3")
 	assert.Contains(t, first, "this page 2 times")
-	late := read(aTally(6, 4), you{Result: visitor.Counted, Source: visitor.FromForwarded}, 3) // a visit of yesterday came late
-	assert.Contains(t, late, "1 Mar 6 3 3 2 Mar 4 2 2")
+	late := read(aTally(6, 4), greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{visits: 3}) // a visit of yesterday came late
+	assert.Contains(t, late, "busiest: 6 on 1 Mar")
+	assert.Contains(t, late, "today, 2 Mar: 4")
 	assert.Contains(t, late, "this page 3 times")
-	assert.Contains(t, late, "trusted proxy")
+	assert.Contains(t, read(aTally(6, 4), greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{visits: 3}), "trusted proxy")
+	// No gap is left open, whatever is in the others.
+	assert.Equal(t, -1, strings.IndexFunc(first+late, isMark))
 }
 
 func TestPageNamesWhoDeployedIt(t *testing.T) {
@@ -148,14 +155,15 @@ func TestPageNamesWhoDeployedIt(t *testing.T) {
 	tests := map[string]struct{ name, url, want string }{
 		"link":        {"Ann", "https://example.org/?a=1&b=2", `<a href="https://example.org/?a=1&amp;b=2"><bdi>Ann</bdi></a>.`},
 		"mail":        {"Ann", "mailto:ann@example.org", `<a href="mailto:ann@example.org"><bdi>Ann</bdi></a>.`},
-		"no link":     {"n/a", "", `deployed by <bdi>n/a</bdi>.`},
+		"no link":     {"Ann", "", `deployed by <bdi>Ann</bdi>.`},
+		"nothing set": {"n/a", "", `footfall .`},
 		"right left":  {"مريم", "", `<bdi>مريم</bdi>.`},
 		"hostile":     {`"><script>alert(1)</script>`, `https://example.org/"onclick="x`, `<a href="https://example.org/%22onclick=%22x"><bdi>&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;</bdi></a>.`},
 		"script link": {"Ann", "javascript:alert(1)", `<a href="#ZgotmplZ"><bdi>Ann</bdi></a>.`}, // the settings refuse it before
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			body := rendered(t, &page{userName: tt.name, userURL: tt.url}, aTally(1), you{Result: visitor.Counted}, 1)
+			body := rendered(t, &page{userName: tt.name, userURL: tt.url}, aTally(1), greeting{Result: visitor.Counted}, standing{1, 1})
 			assert.Contains(t, body, tt.want)
 			assert.NotContains(t, body, "<script")
 		})
@@ -164,28 +172,51 @@ func TestPageNamesWhoDeployedIt(t *testing.T) {
 
 func TestChart(t *testing.T) {
 	t.Parallel()
+	const empty = "h10"
+	none := strings.Repeat(empty, 28)
 	tests := map[string]struct {
-		visits []int64
-		path   string
-		today  string
-		maxX   int
-		anchor string
+		visits      []int64
+		path, inner string
+		busiest     label
+		firstDay    string
+		since       time.Time
+		today       label
+		width       int
 	}{
-		"none":                   {nil, "", "", 0, "start"},
-		"today alone":            {[]int64{5}, "", "M290 100v-100h8v100z", 100, "end"},
-		"the day before":         {[]int64{4, 2}, "M280 100v-100h8v100z", "M290 100v-50h8v50z", 96, "end"},
-		"a day of none":          {[]int64{4, 0, 1}, "M270 100v-100h8v100z", "M290 100v-25h8v25z", 93, "end"},
-		"one among many is seen": {[]int64{1, 1_000_000}, "M280 100v-1h8v1z", "M290 100v-100h8v100z", 100, "end"},
-		"beyond 32 bits":         {[]int64{1 << 62, 1 << 61}, "M280 100v-100h8v100z", "M290 100v-50h8v50z", 96, "end"},
-		"the first of equals":    {append([]int64{7}, make([]int64, 28)...), "M10 100v-100h8v100z", "", 3, "start"},
+		"none": {nil, "M0 100" + none + empty + empty, "M0 100" + none + empty + empty,
+			label{50, "middle", "no visits in these 30 days"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 0"}, 298},
+		"only today": {[]int64{5}, "M0 100" + none + empty + "v-100h8v100h2", "M0 100" + none + empty + "v-60h8v60h2",
+			label{100, "end", "busiest: 5 today"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 5"}, 298},
+		"the day before": {[]int64{4, 2}, "M0 100" + none + "v-100h8v100h2v-50h8v50h2", "M0 100" + none + "v-50h8v50h2v-25h8v25h2",
+			label{96, "end", "busiest: 4 on 1 Mar"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 2"}, 298},
+		"one among many is seen": {[]int64{1, 1_000_000}, "M0 100" + none + "v-1h8v1h2v-100h8v100h2", "M0 100" + none + "v-1h8v1h2v-50h8v50h2",
+			label{100, "end", "busiest: 1,000,000 today"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 1,000,000"}, 298},
+		"beyond 32 bits": {[]int64{1 << 62, 1 << 61}, "M0 100" + none + "v-100h8v100h2v-50h8v50h2", "M0 100" + none + "v-50h8v50h2v-25h8v25h2",
+			label{96, "end", "busiest: 4,611,686,018,427,387,904 on 1 Mar"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 2,305,843,009,213,693,952"}, 298},
+		"the first of equals": {append([]int64{7, 7}, make([]int64, 27)...), "M0 100" + empty + "v-100h8v100h2v-100h8v100h2" + strings.Repeat(empty, 27), "M0 100" + empty + "v-57h8v57h2v-57h8v57h2" + strings.Repeat(empty, 27),
+			label{3, "start", "busiest: 7 on 2 Feb"}, "1 Feb", time.Time{}, label{100, "end", "today, 2 Mar: 0"}, 298},
+		"the first day": {[]int64{5}, "M0 100v-100h8v100h2", "M0 100v-60h8v60h2",
+			label{0, "start", "busiest: 5 today"}, "", monday.Add(time.Hour), label{0, "start", "today, 2 Mar: 5"}, 68},
+		"the fifth day": {[]int64{4, 0, 0, 0, 2}, "M0 100v-100h8v100h2h10h10h10v-50h8v50h2", "M0 100v-50h8v50h2h10h10h10v-25h8v25h2",
+			label{0, "start", "busiest: 4 on 26 Feb"}, "", monday.AddDate(0, 0, -4), label{70, "end", "today, 2 Mar: 2"}, 68},
+		"the eighth day": {[]int64{4, 0, 0, 0, 0, 0, 0, 2}, "M0 100v-100h8v100h2h10h10h10h10h10h10v-50h8v50h2", "M0 100v-50h8v50h2h10h10h10h10h10h10v-25h8v25h2",
+			label{0, "start", "busiest: 4 on 23 Feb"}, "23 Feb", monday.AddDate(0, 0, -7), label{100, "end", "today, 2 Mar: 2"}, 78},
+		"a visit from before counting began": {[]int64{3, 2}, "M0 100v-100h8v100h2v-66h8v66h2", "M0 100v-66h8v66h2v-33h8v33h2",
+			label{0, "start", "busiest: 3 on 1 Mar"}, "", monday, label{14, "start", "today, 2 Mar: 2"}, 68},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			c := newChart(aTally(tt.visits...).days)
-			assert.Equal(t, tt.path, c.Path)
-			assert.Equal(t, tt.today, c.TodayPath)
-			assert.Equal(t, tt.maxX, c.MaxX)
-			assert.Equal(t, tt.anchor, c.MaxAnchor)
+			tl := aTally(tt.visits...)
+			if !tt.since.IsZero() {
+				tl.since = tt.since
+			}
+			c := newChart(tl)
+			assert.Equal(t, tt.path, c.Visits)
+			assert.Equal(t, tt.inner, c.Visitors)
+			assert.Equal(t, tt.busiest, c.Busiest)
+			assert.Equal(t, tt.today, c.Today)
+			assert.Equal(t, tt.firstDay, c.FirstDay)
+			assert.Equal(t, tt.width, c.Width)
 		})
 	}
 }
@@ -197,32 +228,65 @@ func TestPlural(t *testing.T) {
 	}
 }
 
-// The first view is the page, its style sheet and its icon.
+// A busy page with long numbers leaves with its headers in one write, net/http's
+// buffer: a second one is a second packet and 2 to 14 µs per visit. The first view
+// is the page with its style, typeface and pictures.
 func TestPageSize(t *testing.T) {
 	t.Parallel()
+	const writeBuffer, billion = 4096, 1_000_000_000
 	var visits []int64
 	for i := range historyDays {
-		visits = append(visits, 100_000+int64(i)) // each number as long as a busy page's
+		visits = append(visits, billion-int64(i)) // a bar for each
 	}
-	body := rendered(t, &page{userName: "Ann", userURL: "https://example.org/"}, aTally(visits...), you{Result: visitor.Counted, Source: visitor.FromForwarded}, 123_456)
-	sum := len(body)
-	for _, file := range assets {
-		sum += len(file.plain)
+	tl := aTally(visits...)
+	tl.visits, tl.visitors, tl.database = 30*billion, billion, "PostgreSQL 17.12"
+	tl.since = time.Date(2025, time.September, 30, 0, 0, 0, 0, time.UTC)
+	tl.carriedVisits, tl.carriedVisitors = billion, billion
+	tl.evidence = []evidence{{"recount", true, monday}, {"restore", true, monday}}
+	cfg, err := loadConfig(environment("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing", "USER_NAME", "Ann Example", "USER_URL", "https://www.example.org/"))
+	require.NoError(t, err)
+	log, _ := newLog(t)
+	s := newServer(cfg, log)
+	for name, tt := range map[string]struct {
+		greeting greeting
+		own      standing
+	}{
+		"first": {greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{1, billion}},
+		"again": {greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{visits: billion}},
+	} {
+		web := httptest.NewServer(s.observed(s.secured(s.try(func(w http.ResponseWriter, r *http.Request) error {
+			r.Host = "count.example.org"
+			return s.page.of(tl).write(w, r, http.StatusOK, tt.greeting, tt.own)
+		}))))
+		conn, err := net.Dial("tcp", web.Listener.Addr().String())
+		require.NoError(t, err)
+		_, err = conn.Write([]byte("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+		require.NoError(t, err)
+		answer, err := io.ReadAll(conn)
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+		web.Close()
+		header, body, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+		size := len(answer) - len("Connection: close\r\n")
+		first := len(body)
+		for _, file := range assets {
+			first += len(file.body)
+		}
+		t.Logf("%s: header %d bytes, page %d, first view %d", name, len(header)+4, len(body), first)
+		assert.Contains(t, string(body), "1,000,000,000")
+		assert.LessOrEqual(t, size, writeBuffer, name)
+		assert.LessOrEqual(t, first, 25<<10)
 	}
-	t.Logf("page %d bytes, first view %d bytes", len(body), sum)
-	assert.Len(t, assets, 2)
-	assert.Less(t, len(body), 5<<10)
-	assert.Less(t, sum, 15<<10)
 }
 
-// Every text colour on its ground: 4.5 to 1 is WCAG 2.2 AA (1.4.3).
-// The bars carry meaning without being text; 3 to 1 would do (1.4.11).
+// Every text colour on its ground: 7 to 1 is WCAG 2.2 AAA (1.4.6). The bars carry
+// meaning without being text: 3 to 1 (1.4.11).
 func TestPageContrast(t *testing.T) {
 	t.Parallel()
 	var css string
 	for _, file := range assets {
 		if strings.HasPrefix(file.contentType, "text/css") {
-			css = string(file.plain)
+			css = string(file.body)
 		}
 	}
 	light, rest, found := strings.Cut(css, "@media (prefers-color-scheme: dark)")
@@ -233,21 +297,22 @@ func TestPageContrast(t *testing.T) {
 		for _, m := range regexp.MustCompile(`--([a-z-]+): (#[0-9a-f]{6});`).FindAllStringSubmatch(text, -1) {
 			colors[m[1]] = m[2]
 		}
-		for _, pair := range [][2]string{
-			{"on-sign", "sign"}, {"ink", "floor"}, {"faint", "floor"}, {"bar", "floor"}, {"today", "floor"},
+		for pair, least := range map[[2]string]float64{
+			{"on-sign", "sign"}: 7, {"ink", "floor"}: 7, {"faint", "floor"}: 7,
+			{"visits", "floor"}: 3, {"visitors", "floor"}: 3, {"visitors", "visits"}: 3,
 		} {
-			t.Run(scheme+" "+pair[0], func(t *testing.T) {
+			t.Run(scheme+" "+pair[0]+" on "+pair[1], func(t *testing.T) {
 				ratio := contrast(t, colors[pair[0]], colors[pair[1]])
 				t.Logf("%.1f", ratio)
-				assert.GreaterOrEqual(t, ratio, 4.5)
+				assert.GreaterOrEqual(t, ratio, least)
 			})
 		}
-		// Today's bar is beside the others.
-		assert.GreaterOrEqual(t, contrast(t, colors["today"], colors["bar"]), 2.0)
 	}
 	assert.NotRegexp(t, `[^-]color: *#|fill: *#|background: *#`, css, "a colour that this test does not see")
 	assert.NotContains(t, css, "width: 100vw", "wider than a window with a scroll bar: the page would scroll sideways")
-	assert.NotContains(t, css, "url(")
+	for _, url := range regexp.MustCompile(`url\(([^)]*)\)`).FindAllStringSubmatch(css, -1) {
+		assert.Contains(t, assets, strings.TrimPrefix(url[1], "/assets/"), "a file of our own")
+	}
 	assert.NotContains(t, css, "@import")
 }
 
@@ -284,9 +349,9 @@ func TestErrorsForPeople(t *testing.T) {
 		status       int
 		sentence     string
 	}{
-		{"GET", "/nowhere", 404, "There is nothing at this address."},
-		{"GET", "/assets/nothing.css", 404, "There is nothing at this address."},
-		{"POST", "/", 405, "This address can only be read."},
+		{"GET", "/nowhere", 404, "Page not found."},
+		{"GET", "/assets/nothing.css", 404, "Page not found."},
+		{"POST", "/", 405, "Only GET and HEAD are allowed here."},
 		{"GET", "/badge.svg?show=<b>", 400, "show must be one of: visitors, visits, today."},
 	} {
 		w := s.ask(tt.method, tt.path, "Accept", program)
@@ -297,20 +362,20 @@ func TestErrorsForPeople(t *testing.T) {
 		assert.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
 		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"))
 		read := pageText(w.Body.String())
-		assert.Contains(t, read, tt.sentence+" You may be looking for the page that counts.")
+		assert.Contains(t, read, tt.sentence+" Go to the visitor counter.")
 		assert.Contains(t, read, "deployed by Ann.", "to the end")
-		for _, absent := range []string{"ecognised", "counted.", "visited"} {
+		for _, absent := range []string{"recognised by your IP", "not be recognised", "counted.", "visited"} {
 			assert.NotContains(t, read, absent)
 		}
 		assert.Equal(t, tt.status == 405, w.Header().Get("Allow") == "GET, HEAD")
 	}
 	// What a client writes must not pile up in memory with the sentences that are kept.
-	kept := func() (n int) { youParts.Range(func(any, any) bool { n++; return true }); return n }
+	kept := func() (n int) { s.page.kept.Range(func(any, any) bool { n++; return true }); return n }
 	before := kept()
-	for i := range 100 {
+	for i := range 10 {
 		s.ask("GET", fmt.Sprintf("/badge.svg?show=%d", i), "Accept", browser)
 	}
-	assert.Less(t, kept()-before, 50) // other tests render sentences, too
+	assert.Equal(t, before, kept())
 	assert.Equal(t, "text/plain; charset=utf-8", s.ask("GET", "/nowhere").Header().Get("Content-Type"), "without Accept")
 	s.draining.Store(true)
 	assert.Equal(t, "shutting down\n", s.ask("GET", "/readyz", "Accept", browser).Body.String(), "a probe's answer stays a line")
@@ -330,41 +395,39 @@ func TestLinkPreview(t *testing.T) {
 	} {
 		w := s.ask("GET", "/", "User-Agent", agent)
 		assert.Contains(t, w.Body.String(), `property="og:title" content="2,318 visitors"`, agent)
-		assert.Contains(t, w.Body.String(), `name="description" property="og:description" content="A page that counts its unique visitors exactly: 2,318 visitors, 14,902 visits since `)
+		assert.Contains(t, w.Body.String(), `name="description" property="og:description" content="A page that counts its unique visitors exactly: 14,902 visits since `)
+		assert.Contains(t, w.Body.String(), `property="og:url" content="http://example.com/"`)
+		assert.Contains(t, w.Body.String(), `property="og:image" content="http://example.com/card.png"`)
 		assert.Contains(t, pageText(w.Body.String()), "This visit was not counted")
 	}
 	assert.Equal(t, int64(14902), queryInt(t, s.store.reads, `SELECT visits FROM totals`))
-	assert.Contains(t, string(s.page.render(nil).above), `content="A page that counts its unique visitors exactly."`, "without its database")
+	assert.Contains(t, s.ask("GET", "/", "X-Forwarded-Proto", "https").Body.String(), `content="https://example.com/card.png"`)
+	assert.NotContains(t, rendered(t, s.page, nil, greeting{NoDatabase: true}, standing{}), "og:", "without its database")
 }
 
 func TestAssets(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
 	page := s.ask("GET", "/").Body.String()
-	for _, name := range []string{"style.css", "favicon.svg"} {
+	for name, contentType := range map[string]string{
+		"style.css": "text/css; charset=utf-8", "favicon.svg": "image/svg+xml", "steps.svg": "image/svg+xml", "face.woff2": "font/woff2",
+	} {
 		t.Run(name, func(t *testing.T) {
 			path := assetPath(name)
-			assert.Contains(t, page, `href="`+path+`"`)
-			assert.Regexp(t, `^/assets/[a-z]+\.[0-9a-f]{8,}\.[a-z]+$`, path)
+			assert.Regexp(t, `^/assets/[a-z]+\.[0-9a-f]{8}\.[a-z0-9]+$`, path)
+			linked := page + s.ask("GET", assetPath("style.css")).Body.String()
+			assert.Contains(t, linked, path, "by the page or its style")
 
 			w := s.ask("GET", path)
 			require.Equal(t, http.StatusOK, w.Code)
+			assert.Equal(t, contentType, w.Header().Get("Content-Type"))
 			want, err := assetFiles.ReadFile("assets/" + name)
 			require.NoError(t, err)
-			assert.Equal(t, string(want), w.Body.String())
-			assert.Empty(t, w.Header().Get("Content-Encoding"))
-			assert.Equal(t, "Accept-Encoding", w.Header().Get("Vary"))
+			if name != "style.css" { // has the others' names in it
+				assert.Equal(t, string(want), w.Body.String())
+			}
 			etag := w.Header().Get("ETag")
-			assert.Regexp(t, `^W/"[0-9a-f]{8}"$`, etag)
-
-			w = s.ask("GET", path, "Accept-Encoding", "br, gzip")
-			require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
-			assert.Less(t, w.Body.Len(), len(want))
-			unpacked, err := gzip.NewReader(w.Body)
-			require.NoError(t, err)
-			plain, err := io.ReadAll(unpacked)
-			require.NoError(t, err)
-			assert.Equal(t, string(want), string(plain))
+			assert.Regexp(t, `^"[0-9a-f]{8}"$`, etag)
 
 			w = s.ask("GET", path, "If-None-Match", etag)
 			assert.Equal(t, http.StatusNotModified, w.Code)
@@ -372,11 +435,6 @@ func TestAssets(t *testing.T) {
 			assert.Equal(t, http.StatusOK, s.ask("GET", path, "If-None-Match", `"another"`).Code)
 			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", `"another", `+etag).Code)
 			assert.Equal(t, http.StatusNotModified, s.ask("GET", path, "If-None-Match", "*").Code)
-			for header, want := range map[string]string{
-				"gzip;q=0": "", "gzip; q=0.000, br": "", "br, GZIP;q=0.5": "gzip", "xgzip": "", "gzip;q=1.0": "gzip",
-			} {
-				assert.Equal(t, want, s.ask("GET", path, "Accept-Encoding", header).Header().Get("Content-Encoding"), header)
-			}
 		})
 	}
 }
@@ -397,15 +455,13 @@ func TestEverySentence(t *testing.T) {
 	s := newTestServer(t, newDatabase(t))
 	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Embedded, visitor.Ignored, visitor.NoAddress, unavailable, unconfirmed} {
 		for _, source := range []visitor.Source{visitor.FromPeer, visitor.FromForwarded, visitor.FromNobody} {
-			w := httptest.NewRecorder()
-			p := s.page.render(nil)
-			require.NoError(t, p.write(w, http.StatusOK, you{Result: result, Source: source, NoDatabase: result == unavailable || result == unconfirmed}, 3))
-			text := pageText(w.Body.String())
+			noDatabase := result == unavailable || result == unconfirmed
+			text := pageText(rendered(t, s.page, aTally(1), greeting{Result: result, Source: source, NoDatabase: noDatabase}, standing{visits: 3}))
 			assert.Equal(t, result == visitor.Counted, strings.Contains(text, "This visit was counted."), "%s", result)
 			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
 			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
 			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
-			assert.Equal(t, 1, bytes.Count([]byte(text), []byte("ecognised")), "%s", source)
+			assert.Equal(t, !noDatabase, strings.Contains(text, "recognised by your IP address") || strings.Contains(text, "could not be recognised"), "%s", source)
 		}
 	}
 }
@@ -432,7 +488,7 @@ func TestEvidenceOnThePage(t *testing.T) {
 			t.Parallel()
 			count := aTally(1)
 			count.evidence = tt.evidence
-			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, count, you{Result: visitor.Counted, Source: visitor.FromPeer}, 1)
+			body := rendered(t, &page{version: "1.2.3", userName: "Ann"}, count, greeting{Result: visitor.Counted, Source: visitor.FromPeer}, standing{1, 1})
 			assert.Contains(t, body, tt.want)
 		})
 	}

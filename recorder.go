@@ -59,7 +59,7 @@ type batch struct {
 	done    chan struct{} // closed when the rest is there
 	err     error
 	receipt *receipt
-	numbers map[visitor.ID]int64 // from the receipt
+	results map[visitor.ID]standing // of each visitor after the batch, from the receipt
 
 	once   sync.Once // of share
 	shared any
@@ -79,8 +79,16 @@ type visit struct {
 	nth int64 // of this visitor's visits in the batch, from 1
 }
 
-// number returns how often the visitor has been counted, this visit included.
-func (v visit) number() int64 { return v.numbers[v.id] - v.visits[v.id] + v.nth }
+// standing returns how often the visitor has been counted, this visit included,
+// and at the first one the visitor's place among all visitors.
+func (v visit) standing() standing {
+	s := v.results[v.id]
+	s.visits += v.nth - v.visits[v.id]
+	if s.visits > 1 {
+		s.place = 0
+	}
+	return s
+}
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 	r := &recorder{
@@ -226,9 +234,15 @@ func (r *recorder) commit(b *batch) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		answer, err := r.send(ctx, b.date, ids, visits)
 		if err == nil {
-			b.receipt, b.numbers = answer, make(map[visitor.ID]int64, len(ids))
-			for i, id := range ids {
-				b.numbers[visitor.ID(id)] = answer.numbers[i]
+			b.receipt, b.results = answer, make(map[visitor.ID]standing, len(ids))
+			next := answer.visitors // the batch's new visitors are the latest of all
+			for i, id := range slices.Backward(ids) {
+				s := standing{visits: answer.numbers[i]}
+				if s.visits < 0 {
+					s = standing{-s.visits, next}
+					next--
+				}
+				b.results[visitor.ID(id)] = s
 			}
 			return nil
 		}

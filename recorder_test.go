@@ -40,7 +40,7 @@ func TestManyClientsOneVisitor(t *testing.T) {
 				if !assert.NoError(t, err) {
 					return
 				}
-				if n := v.number(); assert.LessOrEqual(t, n, int64(visits)) {
+				if n := v.standing().visits; assert.LessOrEqual(t, n, int64(visits)) {
 					given[n].Add(1)
 				}
 			}
@@ -681,8 +681,8 @@ func TestAgainstModel(t *testing.T) {
 			if given[v.id] == nil {
 				given[v.id] = map[int64]bool{}
 			}
-			require.False(t, given[v.id][v.number()], "number %d was given twice", v.number())
-			given[v.id][v.number()] = true
+			require.False(t, given[v.id][v.standing().visits], "number %d was given twice", v.standing().visits)
+			given[v.id][v.standing().visits] = true
 		}
 		for _, v := range round {
 			require.Len(t, given[v.id], int(m.visitors[v.id].visits))
@@ -726,6 +726,37 @@ func TestExpiredBeforeItWasSent(t *testing.T) {
 	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, numbered(1))))
 	assert.EqualValues(t, 1, queryInt(t, s.reads, `SELECT count(*) FROM writers`))
 	requireExactly(t, s, 2)
+}
+
+// Each of the visitors that a batch brings has a place of its own, the last ones
+// of all, also where the answer was lost and the batch is sent again.
+func TestPlacesOfNewVisitors(t *testing.T) {
+	t.Parallel()
+	databaseURL := newDatabase(t)
+	s := openTestStore(t, databaseURL)
+	prepared(t, s)
+	cutter, through := newCutter(t, databaseURL)
+	r := newTestRecorder(t, openTestStore(t, through))
+	numbersOf(t, hand(t, r, numbered(2), numbered(5), numbered(5)))
+	// A visitor that was imported without a visit is not new.
+	imported := numbered(7)
+	execute(t, s.reads, `INSERT INTO visitors (id, visits) VALUES ($1, 0)`, imported[:])
+	execute(t, s.reads, `UPDATE totals SET visitors = visitors + 10, imported_visitors = 10`)
+	cutter.arm(cutAnswer)
+	visits := hand(t, r, numbered(4), numbered(2), numbered(1), numbered(7), numbered(4), numbered(9))
+	var places, numbers []int64
+	for _, v := range visits {
+		<-v.done
+		require.NoError(t, v.err)
+		places, numbers = append(places, v.standing().place), append(numbers, v.standing().visits)
+	}
+	require.True(t, cutter.done())
+	assert.Equal(t, []int64{1, 2, 1, 1, 2, 1}, numbers)
+	assert.Zero(t, places[1], "came before")
+	assert.Zero(t, places[3], "imported")
+	assert.Zero(t, places[4], "the second visit")
+	assert.ElementsMatch(t, []int64{13, 14, 15}, []int64{places[0], places[2], places[5]})
+	assert.Equal(t, int64(15), queryInt(t, s.reads, `SELECT visitors FROM totals`))
 }
 
 // A visit that finds no database in its time is not counted, and is told so.

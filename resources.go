@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"footfall/internal/card"
 	"footfall/internal/visitor"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -17,10 +22,13 @@ import (
 // resource is what a GET of a fixed path answers. None counts a visit.
 type resource struct {
 	path, contentType, cache string
-	param                    string   // the query parameter that it reads
-	values                   []string // of param, the default first; any other is refused
-	body                     func(ctx context.Context, value string) ([]byte, error)
+	open                     bool     // for pages and scripts of other sites
+	shows                    []string // values of the query parameter show, the default first; any other is refused
+	body                     body
 }
+
+// body returns what a resource answers; show is one of its shows.
+type body func(ctx context.Context, show string) ([]byte, error)
 
 func (s *server) resources() []resource {
 	const (
@@ -33,52 +41,94 @@ func (s *server) resources() []resource {
 	)
 	shows := []string{"visitors", "visits", "today"}
 	return []resource{
-		{"/version", json, noStore, "", nil, s.version},
-		{"/healthz", text, noStore, "", nil, s.healthz},
-		{"/readyz", text, noStore, "", nil, s.readyz},
-		{"/metrics", "text/plain; version=0.0.4; charset=utf-8", noStore, "", nil, s.showMetrics},
-		{"/api/stats", json, noStore, "", nil, s.live(statsJSON)},
-		{"/api/stats.csv", "text/csv; charset=utf-8", oneMinute, "", nil, s.statsCSV},
-		{"/badge.svg", svg, oneMinute, "show", shows, s.live(badgeSVG)},
-		{"/badge.json", json, oneMinute, "show", shows, s.live(badgeJSON)},
-		{"/chart.svg", svg, oneMinute, "theme", []string{"light", "dark"}, s.live(chartSVG)},
-		{"/robots.txt", text, oneMinute, "", nil, file("robots.txt")},
-		{"/favicon.ico", "image/vnd.microsoft.icon", oneMinute, "", nil, file("favicon.ico")},
-		{"/.well-known/security.txt", text, oneMinute, "", nil, s.securityTxt},
+		{"/version", json, noStore, false, nil, s.version},
+		{"/healthz", text, noStore, false, nil, s.healthz},
+		{"/readyz", text, noStore, false, nil, s.readyz},
+		{"/metrics", "text/plain; version=0.0.4; charset=utf-8", noStore, false, nil, s.showMetrics},
+		{"/days", htmlType, noStore, false, nil, s.live(daysTable)},
+		{"/api/stats", json, noStore, true, nil, s.live(statsJSON)},
+		{"/api/stats.csv", "text/csv; charset=utf-8", oneMinute, true, nil, s.statsCSV},
+		{"/badge.json", json, oneMinute, true, shows, s.live(badgeJSON)},
+		{"/badge.svg", svg, oneMinute, true, shows, s.picture(badgeSVG)},
+		{"/chart.svg", svg, oneMinute, true, nil, s.picture(chartSVG)},
+		{"/card.png", "image/png", oneMinute, true, nil, s.picture(cardPNG)},
+		{"/robots.txt", text, oneMinute, false, nil, file("robots.txt")},
+		{"/favicon.ico", "image/vnd.microsoft.icon", oneMinute, false, nil, file("favicon.ico")},
+		{"/.well-known/security.txt", text, oneMinute, false, nil, s.securityTxt},
 	}
 }
 
 func (res resource) answer(w http.ResponseWriter, r *http.Request) error {
-	value := ""
-	if len(res.values) > 0 {
-		value = cmp.Or(r.URL.Query().Get(res.param), res.values[0])
-		if !slices.Contains(res.values, value) {
-			return &publicError{http.StatusBadRequest, fmt.Sprintf("%s must be one of: %s.", res.param, strings.Join(res.values, ", "))}
+	h := w.Header()
+	if res.open {
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Cross-Origin-Resource-Policy", "cross-origin")
+	}
+	show := ""
+	if len(res.shows) > 0 {
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		show = cmp.Or(query.Get("show"), res.shows[0])
+		if err != nil || !slices.Contains(res.shows, show) {
+			return &publicError{http.StatusBadRequest, fmt.Sprintf("show must be one of: %s.", strings.Join(res.shows, ", "))}
 		}
 	}
-	body, err := res.body(r.Context(), value)
-	if err != nil {
+	body, err := res.body(r.Context(), show)
+	h.Set("Cache-Control", res.cache)
+	if body != nil && errors.Is(err, errNoDatabase) {
+		h.Set("Cache-Control", "public, max-age="+retryAfter) // a picture that says so
+	} else if err != nil {
 		return err
 	}
-	w.Header().Set("Cache-Control", res.cache)
+	if _, style, found := bytes.Cut(body, []byte("<style>")); found {
+		// In a window of its own a picture is under the page's policy: its style is named.
+		style, _, _ = bytes.Cut(style, []byte("</style>"))
+		sum := sha256.Sum256(style)
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; frame-ancestors 'none'")
+	}
 	write(w, http.StatusOK, res.contentType, body)
 	return nil
 }
 
 // file is the body of an embedded file.
-func file(name string) func(context.Context, string) ([]byte, error) {
+func file(name string) body {
 	return func(context.Context, string) ([]byte, error) { return assetFiles.ReadFile("assets/" + name) }
 }
 
-// live is the body of what shows the count of the moment.
-func (s *server) live(show func(t *tally, value string) ([]byte, error)) func(context.Context, string) ([]byte, error) {
-	return func(ctx context.Context, value string) ([]byte, error) {
+// live adapts a function of the current tally to a body.
+func (s *server) live(of func(t *tally, show string) ([]byte, error)) body {
+	return func(ctx context.Context, show string) ([]byte, error) {
 		t, _, err := s.look(ctx, visitor.ID{})
 		if err != nil {
 			return nil, err
 		}
-		return show(t, value)
+		return of(t, show)
 	}
+}
+
+// picture is live for what another page embeds: without the database there is
+// [errNoDatabase] and a picture, drawn of no tally, that says so.
+func (s *server) picture(of func(t *tally, show string) ([]byte, error)) body {
+	return func(ctx context.Context, show string) ([]byte, error) {
+		t, _, err := s.look(ctx, visitor.ID{})
+		if err != nil {
+			t = nil
+		}
+		body, drawErr := of(t, show)
+		if drawErr != nil {
+			return nil, drawErr
+		}
+		return body, err
+	}
+}
+
+// daysTable is the page's chart as a table.
+func daysTable(t *tally, _ string) ([]byte, error) {
+	type row struct{ Day, Visits, Visitors, New string }
+	var rows []row
+	for _, d := range t.days {
+		rows = append(rows, row{shortDate(d), group(d.visits), group(d.visitors), group(d.newVisitors)})
+	}
+	return renderTemplate("days", rows)
 }
 
 // version says what runs here.
@@ -139,34 +189,60 @@ type badge struct {
 	Schema int    `json:"schemaVersion"` // of a Shields endpoint badge: always 1 (shields.io/badges/endpoint-badge)
 	Label  string `json:"label"`
 	Number string `json:"message"`
+	Color  string `json:"color"`
 }
 
+// newBadge returns the badge of a tally, or of none.
 func newBadge(t *tally, show string) badge {
-	switch show {
-	case "visits":
-		return badge{1, "visits", group(t.visits)}
-	case "today":
-		return badge{1, "visits today", group(t.today().visits)}
+	label := map[string]string{"visitors": "visitors", "visits": "visits", "today": "visits today"}[show]
+	if t == nil {
+		return badge{1, label, "unavailable", "#9f9f9f"}
 	}
-	return badge{1, "visitors", group(t.visitors)}
+	number := map[string]int64{"visitors": t.visitors, "visits": t.visits, "today": t.today().visits}[show]
+	return badge{1, label, group(number), "#ffc533"}
 }
 
 func badgeJSON(t *tally, show string) ([]byte, error) { return indentedJSON(newBadge(t, show)) }
 
-// badgeSVG is the badge as a picture. Its widths fit type of 11 pixels, in
-// which a letter is 5 wide and a bold digit 8.
+// badgeSVG is the badge as Shields would draw it: both texts in Verdana of 11
+// pixels, with 5 on each side.
 func badgeSVG(t *tally, show string) ([]byte, error) {
 	b := newBadge(t, show)
-	label, number := 6*len(b.Label)+12, 7*len(b.Number)+20
+	label, number := wordWidths[b.Label], verdanaWidth(b.Number)
+	if t == nil {
+		number = wordWidths[b.Number]
+	}
 	return renderTemplate("badge.svg", map[string]any{
-		"Badge": b, "Label": label, "Width": label + number, "NumberWidth": number,
-		"LabelMiddle": label / 2, "NumberMiddle": label + number/2,
+		"Badge": b, "Label": label, "Number": number, "Split": label + 10, "Right": number + 10, "Width": label + number + 20,
+		"LabelMiddle": float64(label)/2 + 5, "NumberMiddle": float64(label) + float64(number)/2 + 15,
 	})
 }
 
-// chartSVG is the page's chart without its words.
-func chartSVG(t *tally, theme string) ([]byte, error) {
-	return renderTemplate("chart.svg", map[string]any{"Chart": newChart(t.days), "Today": newRow(t.today()), "Dark": theme == "dark"})
+// wordWidths are the widths of our words in pixels, as Shields rounds them: down,
+// then up to an odd number.
+var wordWidths = map[string]int{"visitors": 39, "visits": 29, "visits today": 63, "unavailable": 63}
+
+// verdanaWidth returns the same of a number. The advances are Verdana's, of a
+// digit and a comma, for 2,048 units.
+func verdanaWidth(number string) int {
+	commas := strings.Count(number, ",")
+	return ((len(number)-commas)*1302+commas*745)*11/2048 | 1
+}
+
+// chartSVG is the page's chart, with its numbers, for other pages.
+func chartSVG(t *tally, _ string) ([]byte, error) {
+	if t == nil {
+		return renderTemplate("chart.svg", nil)
+	}
+	return renderTemplate("chart.svg", newChart(t))
+}
+
+// cardPNG is the picture in a link's preview.
+func cardPNG(t *tally, _ string) ([]byte, error) {
+	if t == nil {
+		return card.Draw("")
+	}
+	return card.Draw(group(t.visitors))
 }
 
 // securityTxt says where to report a weakness (RFC 9116): at USER_URL, unless

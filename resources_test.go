@@ -1,8 +1,11 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
+	"image/png"
 	"net/http"
 	"regexp"
 	"slices"
@@ -87,23 +90,105 @@ func TestBadgesAndChart(t *testing.T) {
 	} {
 		assert.Contains(t, get("/badge.svg"+query), "<title>"+want[0]+": "+want[1]+"</title>")
 		// Shields refuses a badge that lacks one of these or has another schema (shields.io/badges/endpoint-badge).
-		assert.JSONEq(t, `{"schemaVersion": 1, "label": "`+want[0]+`", "message": "`+want[1]+`"}`, get("/badge.json"+query))
+		assert.JSONEq(t, `{"schemaVersion": 1, "label": "`+want[0]+`", "message": "`+want[1]+`", "color": "#ffc533"}`, get("/badge.json"+query))
 	}
-	light, dark := get("/chart.svg"), get("/chart.svg?theme=dark")
-	assert.Equal(t, light, get("/chart.svg?theme=light"))
-	assert.Contains(t, light, "today: 4,200</title>")
-	assert.Equal(t, 30, strings.Count(light, "h8v"), "a bar for each day")
+	chart := get("/chart.svg")
+	assert.Contains(t, chart, ": 4,200</title>")
+	assert.Equal(t, 2*30, strings.Count(chart, "h8v"), "a bar for each day's visits and one for its visitors")
+	for _, word := range []string{">busiest: 4,229 on ", ">today, ", ">visits<", ">visitors<"} {
+		assert.Contains(t, chart, word)
+	}
 	// The colours are the page's.
 	css, err := assetFiles.ReadFile("assets/style.css")
 	require.NoError(t, err)
 	lightCSS, darkCSS, _ := strings.Cut(string(css), "@media (prefers-color-scheme: dark)")
+	light, dark, _ := strings.Cut(chart, "@media(prefers-color-scheme:dark)")
 	for css, svg := range map[string]string{lightCSS: light, darkCSS: dark} {
-		for _, name := range []string{"--bar: ", "--today: "} {
+		for _, name := range []string{"--visits: ", "--visitors: ", "--faint: "} {
 			_, color, _ := strings.Cut(css, name)
-			assert.Contains(t, svg, `fill="`+color[:7]+`"`, name)
+			assert.Contains(t, svg, `fill:`+color[:7], name)
 		}
 	}
+	// In a window of its own the chart's style is allowed by its hash.
+	_, style, _ := strings.Cut(chart, "<style>")
+	style, _, _ = strings.Cut(style, "</style>")
+	sum := sha256.Sum256([]byte(style))
+	assert.Contains(t, s.ask("GET", "/chart.svg").Header().Get("Content-Security-Policy"), "style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
+	_, err = png.Decode(strings.NewReader(get("/card.png")))
+	require.NoError(t, err)
+	days := pageText(get("/days"))
+	assert.Contains(t, days, "Day (UTC) Visits Visitors New visitors")
+	assert.Contains(t, days, s.now().UTC().Format("2 Jan")+" 4,200 1 1")
 	assert.Equal(t, int64(7654321), queryInt(t, s.store.reads, `SELECT visits FROM totals`), "counts nothing")
+}
+
+// A script or a page of another site may read what is made for it, and no more.
+func TestOtherOrigins(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	for path, open := range map[string]bool{
+		"/": false, "/version": false, "/readyz": false, "/metrics": false, "/robots.txt": false, "/days": false, "/nowhere": false, assetPath("style.css"): false,
+		"/api/stats": true, "/api/stats.csv": true, "/badge.json": true, "/badge.svg": true, "/chart.svg": true, "/card.png": true,
+		"/badge.json?show=nothing": true, // so that the script can read why
+	} {
+		want := []string{"", ""}
+		if open {
+			want = []string{"*", "cross-origin"}
+		}
+		h := s.ask("GET", path, "Origin", "https://example.org").Header()
+		assert.Equal(t, want, []string{h.Get("Access-Control-Allow-Origin"), h.Get("Cross-Origin-Resource-Policy")}, path)
+	}
+}
+
+// A picture in somebody's README is not broken while the database is away, and
+// soon shows the number again.
+func TestPicturesWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, newDatabase(t))
+	execute(t, s.store.reads, `ALTER TABLE totals RENAME TO away`)
+	execute(t, s.store.reads, `ALTER TABLE days RENAME TO days_away`)
+	for path, words := range map[string]string{
+		"/badge.svg": "<title>visitors: unavailable</title>", "/badge.svg?show=today": "<title>visits today: unavailable</title>",
+		"/chart.svg": "<title>The database is not responding.</title>", "/card.png": "PNG",
+	} {
+		w := s.ask("GET", path)
+		assert.Equal(t, http.StatusOK, w.Code, path)
+		assert.Equal(t, "public, max-age=5", w.Header().Get("Cache-Control"), path)
+		assert.Contains(t, w.Body.String(), words)
+	}
+	for _, path := range []string{"/badge.json", "/api/stats", "/api/stats.csv", "/days"} {
+		w := s.ask("GET", path)
+		assert.Equal(t, http.StatusServiceUnavailable, w.Code, path)
+		assert.Equal(t, "no-store", w.Header().Get("Cache-Control"), path)
+	}
+	assert.Equal(t, http.StatusBadRequest, s.ask("GET", "/badge.svg?show=nothing").Code)
+	execute(t, s.store.reads, `ALTER TABLE away RENAME TO totals`)
+	execute(t, s.store.reads, `ALTER TABLE days_away RENAME TO days`)
+	assert.Contains(t, s.ask("GET", "/badge.svg").Body.String(), "<title>visitors: 0</title>")
+}
+
+// The widths are those of badge-maker 6.0, which draws the badges of Shields.
+func TestBadgeWidths(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		show   string
+		number int64
+		width  string
+	}{
+		{"visitors", 1, "66"}, {"visitors", 11, "72"}, {"visitors", 4406, "90"}, {"visitors", 1_234_567, "116"}, {"visitors", 9_999_999_999_999, "166"},
+		{"visits", 10, "62"}, {"visits", 123, "70"}, {"today", 12, "96"},
+	} {
+		tl := aTally(tt.number)
+		tl.visitors = tt.number
+		svg, err := badgeSVG(tl, tt.show)
+		require.NoError(t, err)
+		assert.Contains(t, string(svg), ` width="`+tt.width+`" height="20" role="img"`, "%s %d", tt.show, tt.number)
+	}
+	for show, width := range map[string]string{"visitors": "122", "today": "146"} {
+		svg, err := badgeSVG(nil, show)
+		require.NoError(t, err)
+		assert.Contains(t, string(svg), ` width="`+width+`" height="20" role="img"`)
+	}
 }
 
 // The days come as they are kept, and what lies between them as zeros.
@@ -128,9 +213,9 @@ func TestSecurityTxt(t *testing.T) {
 	for userURL, want := range map[string]string{
 		"https://example.org/?a=1&b=2": "Contact: https://example.org/?a=1&b=2\nExpires: 2026-12-24T00:00:00Z\n",
 		"mailto:ann@example.org":       "Contact: mailto:ann@example.org\nExpires: 2026-12-24T00:00:00Z\n",
-		"http://example.org/":          "There is nothing at this address.\n",
-		"HTTP://example.org/":          "There is nothing at this address.\n",
-		"":                             "There is nothing at this address.\n",
+		"http://example.org/":          "Page not found.\n",
+		"HTTP://example.org/":          "Page not found.\n",
+		"":                             "Page not found.\n",
 	} {
 		s := newTestServer(t, url, "USER_URL", userURL)
 		s.now = func() time.Time { return november(24) }

@@ -206,7 +206,7 @@ func utcDay(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 // receipt is what a committed batch gives back.
 type receipt struct {
 	tally
-	numbers []int64 // for each visitor of the batch, in its order: all visits so far
+	numbers []int64 // for each visitor of the batch, in its order: all visits so far; negative for a new one
 }
 
 // pastSQL reads a past: counting since, what was carried over, the evidence as

@@ -89,7 +89,7 @@ func TestCountBeyond32Bits(t *testing.T) {
 	execute(t, s.reads, `UPDATE totals SET visits = visits + $1, visitors = visitors + $1`, int64(many))
 	v, err := r.record(someone("ada"))
 	require.NoError(t, err)
-	assert.Equal(t, int64(many+2), v.number())
+	assert.Equal(t, int64(many+2), v.standing().visits)
 	assert.Equal(t, int64(many+2), v.receipt.visits)
 	assert.Equal(t, int64(many+1), v.receipt.visitors)
 	assert.Equal(t, int64(many+2), v.receipt.today().visits)
@@ -426,7 +426,7 @@ func TestFailover(t *testing.T) {
 				v, err := r.record(numbered(visitor))
 				var number int64
 				if err == nil {
-					number = v.number()
+					number = v.standing().visits
 				}
 				l.note(visitor, number, sent, err)
 			}

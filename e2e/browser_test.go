@@ -54,7 +54,7 @@ func testBrowser(t *testing.T, s *service) {
 	t.Run("another page shows badge, chart and icon", func(t *testing.T) {
 		visits := s.sql(t, "SELECT visits FROM totals")
 		var pictures string
-		for _, path := range []string{"/badge.svg", "/badge.svg?show=visits", "/badge.svg?show=today", "/chart.svg", "/chart.svg?theme=dark", "/favicon.ico"} {
+		for _, path := range []string{"/badge.svg", "/badge.svg?show=visits", "/badge.svg?show=today", "/chart.svg", "/card.png", "/favicon.ico"} {
 			pictures += `<img src="` + s.url(path) + `">`
 		}
 		// A picture that the browser does not show is 0 wide.
@@ -62,10 +62,10 @@ func testBrowser(t *testing.T, s *service) {
 		require.NoError(t, os.WriteFile(page, []byte("<!doctype html>"+pictures+
 			`<p id=widths><script>onload = () => widths.textContent = [...document.images].map(i => i.naturalWidth).join(" ")</script>`), 0o644))
 		dom, _ := chromium(t, s.edge().ip, "--dump-dom", "file://"+page)
-		assert.Regexp(t, `<p id="widths">([1-9]\d{1,2} ){3}298 298 32<`, dom)
+		assert.Regexp(t, `<p id="widths">([1-9]\d{1,2} ){3}600 1200 32<`, dom)
 
 		dom, log := chromium(t, s.edge().ip, "--dump-dom", s.url("/nowhere"))
-		assert.Contains(t, dom, "There is nothing at this address.")
+		assert.Contains(t, dom, "Page not found.")
 		assert.NotContains(t, log, "Content Security Policy")
 		assert.Equal(t, visits, s.sql(t, "SELECT visits FROM totals"), "none of this counts")
 	})

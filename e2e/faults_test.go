@@ -70,7 +70,7 @@ func testFaults(t *testing.T, s *service) {
 		took := time.Since(begin)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusServiceUnavailable, status)
-		assert.Contains(t, body, "The database does not answer.")
+		assert.Contains(t, body, "The database is not responding.")
 		assert.Less(t, took, 3*time.Second)
 		s.edge().must(t, "systemctl start postgresql@17-footfall")
 		back := s.awaitPage(t, time.Minute, "the page counts again")
