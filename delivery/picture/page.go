@@ -60,7 +60,12 @@ func serveExample(ctx context.Context) (url string, stop func() error, err error
 			err = errors.Join(err, stop())
 		}
 	}()
-	if err := cluster.CreateDatabase(ctx, "footfall"); err != nil {
+	db, err := sql.Open("pgx", cluster.URL("postgres"))
+	if err != nil {
+		return "", nil, err
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, `CREATE DATABASE footfall`); err != nil {
 		return "", nil, err
 	}
 	program := exec.CommandContext(ctx, "./footfall")
@@ -100,11 +105,11 @@ func serveExample(ctx context.Context) (url string, stop func() error, err error
 			return "", nil, fmt.Errorf("%s: %s", url, answer.Status)
 		}
 	}
-	db, err := sql.Open("pgx", cluster.URL("footfall"))
+	example, err := sql.Open("pgx", cluster.URL("footfall"))
 	if err != nil {
 		return "", nil, err
 	}
-	defer db.Close()
+	defer example.Close()
 	for _, statement := range []string{
 		`INSERT INTO days (day, visits, visitors, new_visitors)
 			SELECT (now() AT TIME ZONE 'UTC')::date - 30 + day::int, visits, visits * (45 + day * 7 % 20) / 100, visits / 4
@@ -113,7 +118,7 @@ func serveExample(ctx context.Context) (url string, stop func() error, err error
 			ON CONFLICT (day) DO UPDATE SET visits = excluded.visits, visitors = excluded.visitors`,
 		`UPDATE totals SET visits = 14901, visitors = 2318, since = '2026-03-01'`,
 	} {
-		if _, err := db.ExecContext(ctx, statement); err != nil {
+		if _, err := example.ExecContext(ctx, statement); err != nil {
 			return "", nil, err
 		}
 	}
