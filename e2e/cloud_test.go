@@ -40,10 +40,13 @@ type cloud struct {
 	led      string       // how names and addresses lead, a script for the controller
 	metadata string       // host:port of the metadata service, for the hosts
 	from     atomic.Value // string, the address that the controller's runs come from
+	names    *resolver
+	truth    []byte // the authority of what answers for Amazon's own names, PEM
 
 	mu      sync.Mutex
 	hosts   map[string]*host   // by instance id
 	devices map[string]*device // by volume id
+	pair    *pair              // of the managed database
 }
 
 // startCloud starts an empty account, once in a run.
@@ -57,7 +60,8 @@ func startCloud(t *testing.T) *cloud {
 	c.bucket = startS3(t, c.network)
 	c.startMetadata(t)
 	c.from.Store("203.0.113.7")
-	c.startCheckip(t)
+	c.names = startResolver(t, c.network)
+	c.startAmazon(t)
 	c.acme = startACME(t, c.network, "172.31.255.250")
 	c.makeZone(t)
 
@@ -65,7 +69,7 @@ func startCloud(t *testing.T) *cloud {
 	var booting sync.WaitGroup
 	booting.Go(func() {
 		for ctx.Err() == nil {
-			if err := errors.Join(c.boot(t), c.attach(), c.lead()); err != nil {
+			if err := errors.Join(c.boot(t), c.attach(), c.lead(), c.supply(t)); err != nil {
 				t.Errorf("boot what the cloud says is running: %v", err)
 				return
 			}
@@ -139,19 +143,27 @@ func (c *cloud) letIn() (map[string]string, error) {
 	return rules, err
 }
 
-// startCheckip answers for checkip.amazonaws.com, by TLS and in the controller.
-func (c *cloud) startCheckip(t *testing.T) {
+// startAmazon answers for checkip.amazonaws.com, which the controller asks, and for truststore.pki.rds.amazonaws.com, which
+// the hosts ask, by TLS.
+func (c *cloud) startAmazon(t *testing.T) {
 	t.Helper()
-	const name = "checkip.amazonaws.com"
-	certificate, authority := selfSigned(t, name)
-	file := filepath.Join(shared(), "checkip.pem")
+	const checkip, truststore = "checkip.amazonaws.com", "truststore.pki.rds.amazonaws.com"
+	certificate, authority := selfSigned(t, checkip, truststore)
+	c.truth = authority
+	file := filepath.Join(shared(), "amazon.pem")
 	require.NoError(t, os.WriteFile(file, authority, 0o600))
 	listener, err := tls.Listen("tcp", net.JoinHostPort(c.network.addr(1), "443"), &tls.Config{Certificates: []tls.Certificate{certificate}})
 	require.NoError(t, err)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, c.from.Load()) })}
+	mux := http.NewServeMux()
+	mux.HandleFunc(checkip+"/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, c.from.Load()) })
+	mux.HandleFunc(truststore+"/"+region+"/"+region+"-bundle.pem", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, filepath.Join(c.pair.dir, "crt"))
+	})
+	server := &http.Server{Handler: mux}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
-	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+name+" >> /etc/hosts; cp "+file+" /usr/local/share/ca-certificates/checkip.crt && update-ca-certificates")
+	c.names.point(truststore, c.network.addr(1))
+	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+checkip+" >> /etc/hosts; cp "+file+" /usr/local/share/ca-certificates/amazon.crt && update-ca-certificates")
 	require.NoError(t, err)
 }
 
@@ -178,6 +190,16 @@ func (c *cloud) putParameter(t *testing.T, name, value string) {
 	require.NoError(t, err)
 	_, err = c.post("ssm", "application/x-amz-json-1.1", "AmazonSSM.PutParameter", string(body), "/")
 	require.NoError(t, err)
+}
+
+// parameter reads an SSM parameter.
+func (c *cloud) parameter(name string) (string, error) {
+	body, err := c.post("ssm", "application/x-amz-json-1.1", "AmazonSSM.GetParameter", `{"WithDecryption": true, "Name": "`+name+`"}`, "/")
+	var answer struct{ Parameter struct{ Value string } }
+	if err == nil {
+		err = json.Unmarshal(body, &answer)
+	}
+	return answer.Parameter.Value, err
 }
 
 func (c *cloud) post(service, contentType, target, body, path string) ([]byte, error) {
@@ -287,7 +309,8 @@ func (c *cloud) boot(t *testing.T) error {
 			}
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
 			// host-init writes /etc/hosts, then becomes systemd.
-			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata)
+			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata + "\n" +
+				"echo nameserver " + c.network.addr(1) + " > /etc/resolv.conf; cat > /usr/local/share/ca-certificates/amazon.crt <<'PEM'\n" + string(c.truth) + "PEM")
 			if err = errors.Join(err, c.bucket.introduce(h), c.acme.introduce(h)); err != nil {
 				return err
 			}
@@ -376,6 +399,9 @@ func (c *cloud) hostKey(id string) ([]byte, error) {
 // remove removes the hosts and the network.
 func (c *cloud) remove() {
 	f := fleet{network: c.network}
+	if c.pair != nil {
+		c.pair.remove()
+	}
 	for _, h := range c.hosts {
 		f.hosts = append(f.hosts, h)
 	}

@@ -10,6 +10,8 @@ from moto.ec2 import ec2_backends
 from moto.ec2.models import elastic_ip_addresses, iam_instance_profile, security_groups
 from moto.ec2.responses import instances
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE
+from moto.rds.exceptions import DBParameterGroupNotFoundError
+from moto.rds.models import DBInstance, DBParameterGroup, RDSBackend
 from werkzeug.serving import run_simple
 
 ACCOUNT = "123456789012"  # moto's
@@ -64,6 +66,31 @@ elastic_ip_addresses.random_ip = lambda: f"203.0.113.{random.randint(128, 254)}"
 
 # DescribeTags calls an address what EC2 calls it.
 EC2_PREFIX_TO_RESOURCE["eipalloc"] = "elastic-ip"
+
+
+# A managed database of storage type gp3 has its rates, names its minor release, and has the parameters of its engine; a
+# group of parameters that is not there is an error.
+def instance(self, *args, original=DBInstance.__init__, **kwargs):
+    original(self, *args, **kwargs)
+    self.iops, self.storage_throughput = self.iops or 3000, 125
+    self.engine_version += "" if "." in self.engine_version else ".6"
+
+
+def parameters(self, *args, original=DBParameterGroup.__init__, **kwargs):
+    original(self, *args, **kwargs)
+    for name, type in ("rds.force_ssl", "boolean"), ("checkpoint_timeout", "integer"), ("max_wal_size", "integer"):
+        self.parameters[name] = {"ParameterName": name, "DataType": type, "IsModifiable": True}
+
+
+def parameter_groups(self, asked, original=RDSBackend.describe_db_parameter_groups):
+    name = asked.get("db_parameter_group_name") or asked.get("name")
+    found = original(self, {"db_parameter_group_name": name})
+    if name and not found:
+        raise DBParameterGroupNotFoundError(name)
+    return found
+
+
+DBInstance.__init__, DBParameterGroup.__init__, RDSBackend.describe_db_parameter_groups = instance, parameters, parameter_groups
 
 
 def known(region, text):

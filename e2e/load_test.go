@@ -21,6 +21,7 @@ type load struct {
 	begin  time.Time
 	mu     sync.Mutex
 	result loadResult
+	good   time.Time // of the last GET answered 200
 }
 
 type loadResult struct {
@@ -29,6 +30,7 @@ type loadResult struct {
 	Failed   int            // all without the wanted answer
 	Reasons  map[string]int // what they got instead, and how often
 	Slowest  time.Duration
+	Away     time.Duration // the longest time between two GETs that were answered 200
 	Took     time.Duration
 }
 
@@ -52,7 +54,7 @@ func (r loadResult) String() string {
 func startLoad(t *testing.T, url string, clients int, pause time.Duration) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{stop: cancel, begin: time.Now(), result: loadResult{Reasons: map[string]int{}}}
+	l := &load{stop: cancel, begin: time.Now(), good: time.Now(), result: loadResult{Reasons: map[string]int{}}}
 	for range clients {
 		l.wg.Go(func() {
 			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}, Timeout: 10 * time.Second,
@@ -108,6 +110,8 @@ func (l *load) one(ctx context.Context, client *http.Client, method, url string)
 		l.result.Reasons[reason]++
 	case method == http.MethodGet:
 		l.result.Counted++
+		l.result.Away = max(l.result.Away, time.Since(l.good))
+		l.good = time.Now()
 	}
 }
 

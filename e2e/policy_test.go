@@ -140,15 +140,29 @@ func (r request) needs() ([]need, error) {
 	case r.Service == "sts":
 		return nil, nil // GetCallerIdentity needs no permission
 	case r.Service == "ssm":
-		var what struct{ Name string }
+		var what struct {
+			Name, ResourceId string
+			Tags             []any
+		}
 		if err := json.Unmarshal([]byte(r.Body), &what); err != nil {
 			return nil, err
 		}
 		_, action, _ := strings.Cut(r.Target, ".")
+		if own := what.Name + what.ResourceId; own == "" {
+			return []need{{"ssm:" + action, anything}}, nil
+		} else if strings.HasPrefix(own, "/footfall/") {
+			all := []need{{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + ":" + account + ":parameter" + own}}}}
+			if what.Tags != nil {
+				all = append(all, need{"ssm:AddTagsToResource", all[0].targets})
+			}
+			return all, nil
+		}
 		if strings.HasPrefix(what.Name, "/e2e/") { // the test's own, in the place of Debian's
 			what.Name = "/aws/service/debian" + what.Name
 		}
 		return []need{{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + "::parameter" + what.Name}}}}, nil
+	case r.Service == "rds":
+		return rdsNeeds(form), nil
 	case r.Service == "s3":
 		action, err := r.s3Action()
 		return []need{{"s3:" + action, []target{{arn: "arn:aws:s3:::" + r.bucketAndKey(action)}}}}, err
@@ -355,7 +369,13 @@ func TestPolicies(t *testing.T) {
 	ours, theirs := tags{"aws:ResourceTag/project": "footfall"}, tags{"aws:ResourceTag/project": "another"}
 	door := tags{"aws:ResourceTag/project": "footfall", "aws:ResourceTag/Name": "footfall-operators"}
 	policies := map[string]policy{"provision": readPolicy(t, "files/provision-policy.json"), "deploy": readPolicy(t, "files/deploy-policy.json"),
-		"host": readPolicy(t, "templates/host-policy.json")}
+		"host": readPolicy(t, "templates/host-policy.json"), "zones": readPolicy(t, "files/zones-policy.json")}
+	rds := func(action, kind, name string) need {
+		return need{"rds:" + action, []target{{arn: "arn:aws:rds:" + region + ":" + account + ":" + kind + ":" + name}}}
+	}
+	ssm := func(action, name string) need {
+		return need{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + ":" + account + ":parameter" + name}}}
+	}
 	for _, tt := range []struct {
 		name      string
 		need      need
@@ -394,6 +414,14 @@ func TestPolicies(t *testing.T) {
 		{"let it be assumed by others", iam("UpdateAssumeRolePolicy", "role/footfall-backup"), ""},
 		{"change another kind of record", need{"route53:ChangeResourceRecordSets", []target{{"arn:aws:route53:::hostedzone/x",
 			tags{"route53:ChangeResourceRecordSetsRecordTypes": "MX"}}}}, ""},
+		{"remove the managed database", rds("DeleteDBInstance", "db", "footfall"), "zones"},
+		{"remove another database", rds("DeleteDBInstance", "db", "footfall-of-another"), ""},
+		{"make another database", rds("CreateDBInstance", "db", "another"), ""},
+		{"remove another's snapshot", rds("DeleteDBSnapshot", "snapshot", "another-1"), ""},
+		{"restart the managed database", rds("RebootDBInstance", "db", "footfall"), ""},
+		{"read the managed database's password", ssm("GetParameter", "/footfall/rds/master"), "zones"},
+		{"read another secret", ssm("GetParameter", "/another/secret"), ""},
+		{"make another service's role", iam("CreateServiceLinkedRole", "role/aws-service-role/ecs.amazonaws.com/AWSServiceRoleForECS"), ""},
 		{"hand the role on", iam("PassRole", "role/footfall-backup"), "provision"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
