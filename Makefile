@@ -146,6 +146,7 @@ E2E_database   := ^Test(Database|UpgradePostgres)$$
 E2E_cloud      := ^Test(Policies|Provision)$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
+E2E_zones      := ^TestRDS$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
 service        := $(every) e2e/service_test.go ansible/site.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
@@ -157,6 +158,7 @@ ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.ym
 ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres ansible/roles/web e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go e2e/dns_test.go e2e/tls_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go e2e/patroni_test.go e2e/patroni.yml
+ABOUT_zones      := $(ABOUT_cloud) ansible/roles/rds ansible/roles/app e2e/rds_test.go e2e/pair_test.go
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; as root, 80 minutes on two cores; PART=deploy for one part
