@@ -40,8 +40,8 @@ type cloud struct {
 	led      string       // how names and addresses lead, a script for the controller
 	metadata string       // host:port of the metadata service, for the hosts
 	from     atomic.Value // string, the address that the controller's runs come from
-	names    *resolver
-	truth    []byte // the authority of what answers for Amazon's own names, PEM
+	names    *resolver    // of the managed database, for the hosts; nil: they ask this machine's
+	truth    []byte       // the authority of what answers for Amazon's own names, PEM
 
 	mu      sync.Mutex
 	hosts   map[string]*host   // by instance id
@@ -60,7 +60,6 @@ func startCloud(t *testing.T) *cloud {
 	c.bucket = startS3(t, c.network)
 	c.startMetadata(t)
 	c.from.Store("203.0.113.7")
-	c.names = startResolver(t, c.network)
 	c.startAmazon(t)
 	c.acme = startACME(t, c.network, "172.31.255.250")
 	c.makeZone(t)
@@ -162,7 +161,6 @@ func (c *cloud) startAmazon(t *testing.T) {
 	server := &http.Server{Handler: mux}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
-	c.names.point(truststore, c.network.addr(1))
 	_, err = docker("exec", controllerName(), "sh", "-c", "echo "+c.network.addr(1)+" "+checkip+" >> /etc/hosts; cp "+file+" /usr/local/share/ca-certificates/amazon.crt && update-ca-certificates")
 	require.NoError(t, err)
 }
@@ -310,7 +308,7 @@ func (c *cloud) boot(t *testing.T) error {
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
 			// host-init writes /etc/hosts, then becomes systemd.
 			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata + "\n" +
-				"echo nameserver " + c.network.addr(1) + " > /etc/resolv.conf; cat > /usr/local/share/ca-certificates/amazon.crt <<'PEM'\n" + string(c.truth) + "PEM")
+				c.resolving() + "cat > /usr/local/share/ca-certificates/amazon.crt <<'PEM'\n" + string(c.truth) + "PEM")
 			if err = errors.Join(err, c.bucket.introduce(h), c.acme.introduce(h)); err != nil {
 				return err
 			}

@@ -24,6 +24,8 @@ const zonesID = "AKIAFOOTFALLE2EZONES0000"
 // the writer, loses the first host, and takes everything down.
 func TestRDS(t *testing.T) {
 	c := startCloud(t)
+	c.names = startResolver(t, c.network)
+	c.names.point("truststore.pki.rds.amazonaws.com", c.network.addr(1))
 	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
 	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)), "-e", "requests_per_second=100000",
 		"-e", "backup_s3_endpoint=" + c.bucket.endpoint, "-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "monitoring=false"}
@@ -222,6 +224,14 @@ func (c *cloud) rds(action string, params url.Values, answer any) error {
 		return err
 	}
 	return xml.Unmarshal(body, answer)
+}
+
+// resolving is what makes a host ask the resolver, if there is one.
+func (c *cloud) resolving() string {
+	if c.names == nil {
+		return ""
+	}
+	return "echo nameserver " + c.network.addr(1) + " > /etc/resolv.conf\n"
 }
 
 // supply gives the managed database a PostgreSQL.
