@@ -401,6 +401,23 @@ func TestBuildIsReproducible(t *testing.T) {
 	assert.Equal(t, sums[0], sums[1], "SHA-256 of the same commit, built in two folders")
 }
 
+// A forgotten visitor's last day and the day before it still add up.
+func TestForgetOverDays(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	r := newTestRecorder(t, s)
+	date := november(23)
+	r.now = func() time.Time { return date }
+	count(t, r, "ada")
+	count(t, r, "bob")
+	date = november(24)
+	count(t, r, "ada")
+	visits, err := s.forget(t.Context(), someone("ada"))
+	require.NoError(t, err)
+	assert.Equal(t, int64(2), visits)
+	requireVerified(t, s)
+}
+
 // A forgotten visitor leaves no row and no change of the numbers, and is new
 // the next time.
 func TestForget(t *testing.T) {

@@ -63,15 +63,18 @@ func TestCountOverDays(t *testing.T) {
 		date = visits.on
 		assert.Equal(t, visits.want, count(t, r, visits.who), "%s on %s", visits.who, visits.on)
 	}
+	v, err := r.record(someone("ada"))
+	require.NoError(t, err)
+	assert.Equal(t, day{utcDay(november(24)), 3, 2, 1}, v.receipt.today(), "the receipt says the same as a look")
 	id := someone("ada")
 	now, number, err := s.look(t.Context(), utcDay(november(24)), id[:])
 	require.NoError(t, err)
-	assert.Equal(t, int64(4), number)
-	assert.Equal(t, int64(6), now.visits)
+	assert.Equal(t, int64(5), number)
+	assert.Equal(t, int64(7), now.visits)
 	assert.Equal(t, int64(3), now.visitors)
-	assert.Equal(t, day{utcDay(november(24)), 2, 2, 1}, now.today())
+	assert.Equal(t, day{utcDay(november(24)), 3, 2, 1}, now.today())
 	busy := slices.DeleteFunc(now.days, func(d day) bool { return d.visits == 0 })
-	assert.Equal(t, []day{{utcDay(november(1)), 3, 2, 1}, {utcDay(november(24)), 2, 2, 1}}, busy)
+	assert.Equal(t, []day{{utcDay(november(1)), 3, 2, 1}, {utcDay(november(24)), 3, 2, 1}}, busy)
 	requireVerified(t, s)
 }
 

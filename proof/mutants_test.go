@@ -53,9 +53,9 @@ var mutants = []mutant{
 	{"a standby is not read-only", edit{"current_setting('transaction_read_only') = 'on'", "current_setting('transaction_read_only') = 'never'"}, "TestReadyz"},
 	// What removes, imports and recounts.
 	{"a forgotten visitor had one visit", edit{"forgotten_visits   = forgotten_visits + gone.visits,", "forgotten_visits   = forgotten_visits + 1,"}, "TestForget"},
-	{"a forgotten visitor was not there on the day before", edit{"(day = last_seen OR day = last_seen - 1 AND seen_day_before)::int", "(day = last_seen)::int"}, "TestForget"},
+	{"a forgotten visitor was not there on the day before", edit{"(day = last_seen OR day = last_seen - 1 AND seen_day_before)::int", "(day = last_seen)::int"}, "TestForgetOverDays"},
 	{"several rows of an address are its largest", edit{"SELECT id, sum(visits)\n", "SELECT id, max(visits)\n"}, "TestTakeOver"},
-	{"an imported visitor is always new", edit{"RETURNING xmax = 0 AS inserted", "RETURNING true AS inserted"}, "TestTakeOver"},
+	{"an imported visitor is always new", edit{"RETURNING xmax = 0 AS inserted", "RETURNING true AS inserted"}, "TestTakeOverManyRows"},
 	{"processes that start together do not wait", edit{"SELECT pg_advisory_xact_lock($1)", "SELECT pg_try_advisory_xact_lock($1)"}, "TestMigrateTwelveAtOnce|TestMigrateLockTimeout"},
 }
 
