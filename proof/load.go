@@ -123,13 +123,13 @@ func (l *load) pick(n int64, random *rand.Rand) int {
 
 // before reads the totals that the run begins with.
 func (h *history) before(ctx context.Context, t *target) error {
-	r, ok, err := t.read(ctx, 0, h)
-	if err != nil || !ok {
-		return fmt.Errorf("%s does not answer /api/stats: %w", t.base, err)
+	r, err := t.surely(ctx, 0, h)
+	if err != nil {
+		return err
 	}
-	days, ok, err := t.read(ctx, len(readings)-1, h)
-	if err != nil || !ok {
-		return fmt.Errorf("%s does not answer %s: %w", t.base, daysPath, err)
+	days, err := t.surely(ctx, len(readings)-1, h)
+	if err != nil {
+		return err
 	}
 	h.visits0, h.visitors0, h.days0 = r.visits, r.visitors, days.visits
 	return nil
@@ -184,15 +184,25 @@ func (l *load) finish(ctx context.Context, h *history) error {
 	if failed != nil {
 		return failed
 	}
-	var ok bool
 	var err error
-	if h.end, ok, err = l.targets[0].read(ctx, 0, h); err != nil || !ok {
-		return fmt.Errorf("no totals at the end of the run: %w", err)
+	if h.end, err = l.targets[0].surely(ctx, 0, h); err != nil {
+		return err
 	}
-	days, ok, err := l.targets[0].read(ctx, len(readings)-1, h)
-	if err != nil || !ok {
-		return fmt.Errorf("no days at the end of the run: %w", err)
-	}
+	days, err := l.targets[0].surely(ctx, len(readings)-1, h)
 	h.endDays = days.visits
-	return nil
+	return err
+}
+
+// surely reads totals, again and again on a busy machine.
+func (t *target) surely(ctx context.Context, which int, h *history) (r read, err error) {
+	for range 20 {
+		limit, cancel := context.WithTimeout(ctx, patience)
+		r, ok, err := t.read(limit, which, h)
+		cancel()
+		if err != nil || ok {
+			return r, err
+		}
+		wait(ctx, 200*time.Millisecond)
+	}
+	return r, fmt.Errorf("%s does not answer %s", t.base, readings[which].path)
 }
