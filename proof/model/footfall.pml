@@ -222,7 +222,7 @@ again:	   atomic {
 			   row; an earlier one may have been applied: recorder.go: `errors.Is(err, errWriterGone) && !sent`. */
 			if
 #ifdef GONE_AGAIN
-			:: tries < TRIES -> goto again
+			:: tries <= TRIES -> goto again
 #else
 			:: !sent && tries < TRIES -> goto again
 			:: sent -> goto next                                      /* 503: may have been counted */
