@@ -1,21 +1,37 @@
 #!/usr/bin/python3
-"""files: folders, files and links of a host, all in one round trip; ansible.builtin.copy takes two for each of them.
-
-    - name: …
-      files:
-        files:
-          - { path: /etc/footfall }                               # a folder
-          - { path: /etc/footfall/app, owner: "65532", mode: "0500" }
-          - { path: /etc/nginx/nginx.conf, link: nginx-http.conf }
-          - path: /etc/ssh/sshd_config.d/10-footfall.conf         # a file; folders above it are made
-            content: "…"                                          # or "{{ lookup('template', …) }}"
-            validate: sshd -t -f %s                               # has to succeed with the new content before it is put there
-            when: "{{ … }}"                                       # false: not for this host, and left as it is
-      register: base_files                                        # base_files.written: the paths that changed
-      notify: Reload sshd                                         # a handler looks into it with "when"
-
-They are made in the order of the list. owner and group are root, names or numbers; mode is 0755 of a folder, 0644 of a file.
-A file's content is replaced at once, and never readable by more accounts than its mode says. --check and --diff work.
+DOCUMENTATION = """
+module: files
+short_description: Directories, files and links of a host, all in one round trip
+description:
+  - M(ansible.builtin.copy) takes two round trips for each of them.
+  - They are made in the order of the list, with the directories above them. A file's content is replaced at once, and never
+    readable by more accounts than its mode says. C(--check) and C(--diff) work.
+  - Returns RV(written), the paths that changed. A handler looks into it with C(when).
+options:
+  files:
+    description: What must be there. An item without O(files[].content) and O(files[].link) is a directory.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path: {description: Where it is., type: path, required: true}
+      content: {description: What a file holds., type: str}
+      link: {description: Where a link points., type: str}
+      owner: {description: A name or a number., type: str, default: root}
+      group: {description: A name or a number., type: str, default: root}
+      mode: {description: C(0755) for a directory and C(0644) for a file unless given., type: str}
+      validate: {description: A command that must succeed with the new content in the place of C(%s)., type: str}
+      when: {description: False leaves it as it is., type: bool, default: true}
+"""
+EXAMPLES = """
+- name: Configure sshd
+  files:
+    files:
+      - { path: /etc/footfall/app, owner: "65532", mode: "0500" }
+      - { path: /etc/nginx/nginx.conf, link: nginx-http.conf }
+      - path: /etc/ssh/sshd_config.d/10-footfall.conf
+        content: "PasswordAuthentication no\\n"
+        validate: sshd -t -f %s
 """
 
 import grp
