@@ -52,7 +52,7 @@ func versions(root string) ([]string, error) {
 		{"the oldest PostgreSQL", [][2]string{
 			{".github/workflows/check.yml", `postgres: \[(\d+),`},
 			{"README.md", `PostgreSQL (\d+) or newer`},
-			{"ansible/tasks/check_settings.yml", `postgres_version \| int >= (\d+)`},
+			{"ansible/roles/settings/vars/main.yml", `postgres_version \| int >= (\d+)`},
 		}},
 		{"Debian's PostgreSQL", [][2]string{
 			{"ansible/group_vars/all/defaults.yml", `(?m)^postgres_version: "(\d+)"`},
@@ -62,7 +62,7 @@ func versions(root string) ([]string, error) {
 		{"the fewest days that a certificate may have left", [][2]string{
 			{"ansible/roles/monitoring/files/alerts.yml", `cert_expiry.* < (\d+) \* 86400`},
 			{"ansible/MONITORING.md", `Less than (\d+) days are left`},
-			{"ansible/group_vars/all/defaults.yml", `(?m)^verify_certificate_days: (\d+)`},
+			{"ansible/roles/verify/tasks/main.yml", `-checkend {{ (\d+) \* 86400`},
 			{"delivery/fleet.py", `RED_DAYS, .* = (\d+),`},
 		}},
 		{"Go", [][2]string{

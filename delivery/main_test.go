@@ -41,7 +41,7 @@ func TestBrokenRules(t *testing.T) {
 			"README.md says that the oldest PostgreSQL is 14, and .github/workflows/check.yml that it is 15: write the same"},
 		"another Go in the image":              {"Dockerfile", "golang:1.26", "golang:1.25", "Dockerfile says that Go is 1.25, and go.mod that it is 1.26: write the same"},
 		"another PostgreSQL of compose.yaml's": {"compose.yaml", "postgres:17", "postgres:18", "compose.yaml says that Debian's PostgreSQL is 18"},
-		"PostgreSQL's version elsewhere":       {"ansible/tasks/check_settings.yml", "postgres_version | int >= 15", "true", "does not name the oldest PostgreSQL"},
+		"PostgreSQL's version elsewhere":       {"ansible/roles/settings/vars/main.yml", "postgres_version | int >= 15", "true", "does not name the oldest PostgreSQL"},
 		"certificate that is red before it alerts": {"delivery/fleet.py", "RED_DRILL = 10,", "RED_DRILL = 21,",
 			"delivery/fleet.py says that the fewest days that a certificate may have left is 21, and ansible/roles/monitoring/files/alerts.yml that it is 10"},
 		"collection that nobody installs": {"ansible/requirements.yml", "community.aws", "community.other",
@@ -175,7 +175,7 @@ func release(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(root, ".github"), os.DirFS("../.github")))
-	for _, name := range []string{"Makefile", "Dockerfile", "README.md", "go.mod", "compose.yaml", "ansible/tasks/check_settings.yml",
+	for _, name := range []string{"Makefile", "Dockerfile", "README.md", "go.mod", "compose.yaml", "ansible/roles/settings/vars/main.yml",
 		"ansible/group_vars/all/defaults.yml", "ansible/roles/monitoring/files/alerts.yml", "ansible/MONITORING.md", "delivery/fleet.py", "e2e/images/postgres/Dockerfile",
 		"ansible/requirements.yml", "ansible/roles/fleet/tasks/bucket.yml"} {
 		text, err := os.ReadFile(filepath.Join("..", name))
