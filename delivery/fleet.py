@@ -55,13 +55,14 @@ def status(arguments):
         row = json.loads(out) if code == 0 else {"error": err.strip()}
         rows.append({"host": name} | row)
     versions = {r.get("version") for r in rows if "error" not in r}
+    databases = {r.get("database") for r in rows} - {None, ""}  # by the moment of its first migration
     for r in rows:
         if "error" in r:
             r["red"] = ["cannot be asked"]
             continue
         since = lambda key: r[key] is not None and r["now"] - r[key]
         r["red"] = [what for what, red in {
-            "not ready": not r["ready"], "hosts differ in version": len(versions) > 1, "switch not confirmed": not r["confirmed"],
+            "not ready": not r["ready"], "hosts differ in version": len(versions) > 1, "hosts count in different databases": len(databases) > 1, "switch not confirmed": not r["confirmed"],
             "certificate": r["certificate_days"] is not None and r["certificate_days"] < RED_DAYS, "disk": r["disk_percent"] > RED_PERCENT,
             "backup": since("backup") > RED_BACKUP, "drill": since("drill") > RED_DRILL}.items() if red]
     if "--json" in arguments:
@@ -149,10 +150,10 @@ def forget(_):
     return p.returncode
 
 
-def deploy(arguments):
+def deploy(arguments, **more):
     if not arguments or not arguments[0]:
         sys.exit("fleet.py: the version is not given, give a released one, such as 1.4.1")
-    settings = dict(zip(("version", "app_image"), filter(None, arguments)))
+    settings = dict(zip(("version", "app_image"), filter(None, arguments))) | more
     sys.stdout.flush()
     os.execvp("ansible-playbook", ["ansible-playbook", "deploy.yml", "-e", json.dumps(settings)])  # one process, let in once
 
@@ -171,7 +172,7 @@ def rollback(arguments):
         if not version:
             sys.exit("fleet.py: no release served before this one")
         print("going back from", running, "to", version)
-    return deploy([version])
+    return deploy([version], back=True)
 
 
 if __name__ == "__main__":
