@@ -123,9 +123,6 @@ func testConverge(t *testing.T, s *service) {
 		for _, h := range s.hosts {
 			for name, want := range kernelParameters(t) {
 				got, err := h.sh("sysctl -n " + name)
-				if name == "kernel.yama.ptrace_scope" && err != nil {
-					continue // a kernel without Yama: the role leaves it out
-				}
 				require.NoError(t, err)
 				assert.Equal(t, want, got, "%s on %s", name, h.name)
 			}
@@ -142,16 +139,15 @@ func testConverge(t *testing.T, s *service) {
 		status, _, err := s.get("/metrics")
 		require.NoError(t, err)
 		assert.Equal(t, 404, status)
-		// The inner port answers the edge alone.
-		for _, h := range s.hosts {
-			stranger, err := docker("exec", controllerName(), "curl", "-sk", "-w", "%{http_code}", "https://"+h.ip+":8443/metrics")
-			require.NoError(t, err)
-			assert.Regexp(t, "403$", stranger, h.name)
+		for i, h := range s.hosts {
+			assert.Equal(t, [][]string{{"22", "80"}, {"22"}}[i], strangerReaches(t, h), h.name)
 			assert.Contains(t, s.edge().must(t, "curl -sf --cacert /etc/footfall/group.pem --connect-to footfall:8443:"+h.ip+":8443 https://footfall:8443/metrics"), "footfall_build_info{")
 		}
 		_, err = s.hosts[1].sh("curl -s --max-time 3 http://" + s.hosts[1].ip + ":80/")
 		assert.Error(t, err, "the second host serves the public")
 	})
+
+	t.Run("a stranger attacks", func(t *testing.T) { testStranger(t, s) })
 
 	t.Run("containers are shut in", func(t *testing.T) {
 		for _, h := range s.hosts {
@@ -178,15 +174,60 @@ func testConverge(t *testing.T, s *service) {
 	})
 }
 
+// strangerReaches are the ports of a host that take a connection from the controller, which is in the hosts' network and none of them.
+func strangerReaches(t *testing.T, h *host) []string {
+	t.Helper()
+	out, err := docker("exec", controllerName(), "bash", "-c", `for port in 22 80 443 5432 8443 9090 9093 9100 9113 9115 9187; do
+		timeout 2 bash -c "exec 3<>/dev/tcp/`+h.ip+`/$port" 2>/dev/null && echo $port; done; true`)
+	require.NoError(t, err)
+	return strings.Fields(out)
+}
+
+// testStranger holds thousands of half-sent requests and idle connections to the database, from one address. Visitors are answered.
+func testStranger(t *testing.T, s *service) {
+	const attack = `
+import socket, sys, time
+held = {}
+for port, text in (80, b"GET / HTTP/1.1\r\nHost: x\r\n"), (5432, b""):
+    held[port] = [socket.socket() for _ in range(8400)]
+    for s in held[port]:
+        s.setblocking(False)
+        s.connect_ex((sys.argv[1], port))
+    time.sleep(2)  # the handshakes
+    for s in held[port]:
+        try:
+            s.send(text)
+        except OSError:
+            pass
+print("held", flush=True)
+time.sleep(8)
+`
+	before := s.totals(t)
+	l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
+	begin := time.Now()
+	_, err := docker("exec", controllerName(), "python3", "-c", attack, s.edge().ip)
+	require.NoError(t, err)
+	s.sql(t, "SELECT 1") // the socket has room
+	s.balance(t, "8,400 half-sent requests and as many idle connections to PostgreSQL, from one address", before, l.finish(), 0, time.Since(begin))
+
+	// It stands beside Docker's rules, also when it is loaded again or a reboot loads both.
+	const ours = "nft list table inet footfall | grep -c dport"
+	rules := s.edge().must(t, ours+"; iptables-save | grep -c DOCKER")
+	s.edge().must(t, "systemctl reload footfall-firewall && systemctl is-enabled footfall-firewall")
+	assert.Equal(t, rules, s.edge().must(t, ours+"; iptables-save | grep -c DOCKER"))
+	s.edge().must(t, "systemctl restart docker")
+	assert.Equal(t, rules, s.edge().must(t, ours+"; iptables-save | grep -c DOCKER"))
+}
+
 // kernelParameters are those that the role base sets, by name.
 func kernelParameters(t *testing.T) map[string]string {
 	t.Helper()
 	vars, err := os.ReadFile(filepath.Join(repoDir(), "ansible", "roles", "base", "vars", "main.yml"))
 	require.NoError(t, err)
 	parameters := map[string]string{}
-	for _, m := range regexp.MustCompile(`(?m)^  - -?([a-z]\S+) = (\S+)$`).FindAllStringSubmatch(string(vars), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^  - ([a-z]\S+) = (\S+)$`).FindAllStringSubmatch(string(vars), -1) {
 		parameters[m[1]] = m[2]
 	}
-	require.Greater(t, len(parameters), 10)
+	require.Greater(t, len(parameters), 5)
 	return parameters
 }

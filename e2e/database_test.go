@@ -46,12 +46,30 @@ func TestDatabase(t *testing.T) {
 		return p
 	}
 
+	part("a volume that cannot be read", func(t *testing.T) {
+		require.NoError(t, os.Truncate(volume.file, 0)) // each read of the device fails from now on
+		p := s.play(t, "site.yml", append(repository, "--tags", "postgres")...)
+		assert.Error(t, p.Err)
+		assert.Contains(t, p.Output, "Input/output error")
+		require.NoError(t, os.Truncate(volume.file, 8<<30))
+		s.edge().must(t, "cmp --bytes=1048576 /dev/nvme1n1 /dev/zero") // it is as blank as before
+	})
+
 	part("the first run", func(t *testing.T) {
 		p := site(t)
 		assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), "made a new database, since the repository is empty: the count begins at zero")
 		assert.NotContains(t, p.Output, s.edge().must(t, "cat /etc/footfall/postgres/footfall"), "the password")
 		assert.Equal(t, "C.UTF-8 17", s.sql(t, "SELECT datcollate || ' ' || current_setting('server_version_num')::int / 10000 FROM pg_database WHERE datname = 'footfall'"))
 		assert.Equal(t, "on", s.sql(t, "SHOW data_checksums"))
+		for range 3 {
+			s.visit(t)
+		}
+		assert.Equal(t, []string{"22", "80"}, strangerReaches(t, s.edge()))
+		assert.NotContains(t, s.edge().must(t, "ss --no-header --tcp --listening --numeric | awk '{ print $4 }'"), ":5432", "PostgreSQL listens on its socket only")
+		require.NoError(t, os.Truncate(volume.file, 9<<30))
+		_, err := sh("losetup", "--set-capacity", volume.loop)
+		require.NoError(t, err)
+		assert.Equal(t, []string{"postgres : Let the file system fill it [footfall-1]"}, site(t).Tasks)
 		again := site(t)
 		assert.Zero(t, again.Changed, "%v", again.Tasks)
 		assert.NotContains(t, s.edge().must(t, "ps -eo args"), passphrase)

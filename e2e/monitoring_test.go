@@ -148,7 +148,7 @@ func TestMonitoring(t *testing.T) {
 		settings := filepath.Join(shared(), "monitoring", "group_vars", "all.yml")
 		require.NoError(t, os.MkdirAll(filepath.Dir(settings), 0o755))
 		require.NoError(t, os.WriteFile(inventory, []byte("[footfall]\nfootfall-1 private_ip=10.0.0.1\nfootfall-2 private_ip=10.0.0.2\n"), 0o644))
-		require.NoError(t, os.WriteFile(settings, []byte(read(repoDir(), "ansible", "group_vars", "all.yml")), 0o644))
+		require.NoError(t, os.WriteFile(settings, []byte(read(repoDir(), "ansible", "group_vars", "all", "defaults.yml")), 0o644))
 		// The paths at which the rules and the certificates lie on a host: promtool reads them as well.
 		judge(t, "install", "-D", "-m", "644", filepath.Join(role, "files", "alerts.yml"), "/etc/prometheus/footfall-alerts.yml")
 		judge(t, "install", "-D", "-m", "644", "/etc/ssl/certs/ca-certificates.crt", "/etc/footfall/group.pem")

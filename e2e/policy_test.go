@@ -22,6 +22,8 @@ import (
 const (
 	account     = "123456789012"
 	fleetBucket = "footfall-" + account + "-" + region
+	firstARN    = "arn:aws:ec2:" + region + ":" + account + ":instance/i-of-footfall-1"
+	boundary    = "arn:aws:iam::" + account + ":policy/footfall-boundary"
 )
 
 // some is a value of a policy that may be one or a list.
@@ -51,7 +53,7 @@ func readPolicy(t *testing.T, file string) policy {
 	text, err := os.ReadFile(filepath.Join(repoDir(), "ansible/roles/fleet", file))
 	require.NoError(t, err)
 	var document struct{ Statement policy }
-	decoder := json.NewDecoder(strings.NewReader(strings.ReplaceAll(string(text), "{{ fleet_bucket }}", fleetBucket)))
+	decoder := json.NewDecoder(strings.NewReader(strings.NewReplacer("{{ fleet_bucket }}", fleetBucket, "{{ fleet_first_arn }}", firstARN).Replace(string(text))))
 	require.NoError(t, decoder.Decode(&document))
 	require.NotEmpty(t, document.Statement)
 	// Of a managed policy, without white space (IAM user guide, "IAM and AWS STS quotas").
@@ -97,7 +99,9 @@ func (s statement) allows(action string, on target) bool {
 	for operator, keys := range s.Condition {
 		for key, wanted := range keys {
 			value, known := on.keys[key]
-			if known && !slices.Contains(wanted, value) || !known && operator == "StringEquals" {
+			if known && !slices.ContainsFunc(wanted, func(pattern string) bool {
+				return strings.ReplaceAll(pattern, "${aws:PrincipalAccount}", account) == value
+			}) || !known && operator == "StringEquals" {
 				return false
 			}
 		}
@@ -165,7 +169,14 @@ func (r request) needs() ([]need, error) {
 		return rdsNeeds(form), nil
 	case r.Service == "s3":
 		action, err := r.s3Action()
-		return []need{{"s3:" + action, []target{{arn: "arn:aws:s3:::" + r.bucketAndKey(action)}}}}, err
+		keys := map[string]string{"aws:ResourceAccount": account}
+		if r.Who == hostID {
+			keys["ec2:SourceInstanceARN"] = firstARN // the metadata service of the test gives no other host a key
+		}
+		if action == "CreateBucket" {
+			keys = nil // it is nobody's yet
+		}
+		return []need{{"s3:" + action, []target{{"arn:aws:s3:::" + r.bucketAndKey(action), keys}}}}, err
 	case r.Service == "route53":
 		path := strings.Trim(strings.TrimPrefix(r.Path, "/2013-04-01"), "/")
 		zone, set := strings.CutSuffix(path, "/rrset")
@@ -192,7 +203,14 @@ func (r request) needs() ([]need, error) {
 		if profile := form.Get("InstanceProfileName"); profile != "" {
 			on = "arn:aws:iam::" + account + ":instance-profile/" + profile
 		}
-		all := []need{{"iam:" + action, []target{{arn: on}}}}
+		keys := map[string]string{}
+		switch {
+		case form.Has("PermissionsBoundary"):
+			keys["iam:PermissionsBoundary"] = form.Get("PermissionsBoundary")
+		case action == "PutRolePolicy":
+			keys["iam:PermissionsBoundary"] = boundary // the role's, since it was made
+		}
+		all := []need{{"iam:" + action, []target{{on, keys}}}}
 		// Tags at the creation are another right (IAM user guide, "Tag IAM roles"); here an empty list of them is taken for some.
 		if what, made := strings.CutPrefix(action, "Create"); made && strings.Contains(r.Body, "&Tags") {
 			all = append(all, need{"iam:Tag" + what, []target{{arn: on}}})
@@ -362,9 +380,12 @@ func TestPolicies(t *testing.T) {
 	ec2 := func(action, kind string, keys tags) need {
 		return need{"ec2:" + action, []target{{"arn:aws:ec2:" + region + ":" + account + ":" + kind + "/x", keys}}}
 	}
-	s3 := func(action, name string) need { return need{"s3:" + action, []target{{arn: "arn:aws:s3:::" + name}}} }
-	iam := func(action, name string) need {
-		return need{"iam:" + action, []target{{arn: "arn:aws:iam::" + account + ":" + name}}}
+	s3From := func(instance, owner, action, name string) need {
+		return need{"s3:" + action, []target{{"arn:aws:s3:::" + name, tags{"aws:ResourceAccount": owner, "ec2:SourceInstanceARN": instance}}}}
+	}
+	s3 := func(action, name string) need { return s3From(firstARN, account, action, name) }
+	iam := func(action, name string, keys ...tags) need {
+		return need{"iam:" + action, []target{{"arn:aws:iam::" + account + ":" + name, append(keys, nil)[0]}}}
 	}
 	ours, theirs := tags{"aws:ResourceTag/project": "footfall"}, tags{"aws:ResourceTag/project": "another"}
 	door := tags{"aws:ResourceTag/project": "footfall", "aws:ResourceTag/Name": "footfall-operators"}
@@ -401,12 +422,24 @@ func TestPolicies(t *testing.T) {
 		{"open the service's group", ec2("AuthorizeSecurityGroupIngress", "security-group", ours), "provision"},
 		{"delete another's key", ec2("DeleteKeyPair", "key-pair", theirs), ""},
 		{"read an object", s3("GetObject", fleetBucket+"/x"), "host"},
+		{"write an object", s3("PutObject", fleetBucket+"/x"), "host"},
+		{"write an object from a host that is no longer the first", s3From(firstARN+"-before", account, "PutObject", fleetBucket+"/x"), ""},
+		{"write into a stranger's bucket of that name", s3From(firstARN, "999999999999", "PutObject", fleetBucket+"/x"), ""},
+		{"set up a stranger's bucket of that name", s3From("", "999999999999", "PutLifecycleConfiguration", fleetBucket), ""},
+		{"set up the bucket", s3("PutLifecycleConfiguration", fleetBucket), "provision"},
 		{"read another bucket's object", s3("GetObject", "another/x"), ""},
 		{"empty the bucket's versions", s3("DeleteObjectVersion", fleetBucket+"/x"), ""},
 		{"make the bucket", s3("CreateBucket", fleetBucket), "provision"},
 		{"set up another's bucket", s3("PutLifecycleConfiguration", "another"), ""},
 		{"set up a bucket of the same prefix", s3("PutLifecycleConfiguration", "footfall-archive"), ""},
 		{"remove the bucket", s3("DeleteBucket", fleetBucket), ""},
+		{"make the role", iam("CreateRole", "role/footfall-backup", tags{"iam:PermissionsBoundary": boundary}), "provision"},
+		{"make the role without a boundary", iam("CreateRole", "role/footfall-backup"), ""},
+		{"make the role with another boundary", iam("CreateRole", "role/footfall-backup", tags{"iam:PermissionsBoundary": "arn:aws:iam::aws:policy/AdministratorAccess"}), ""},
+		{"give a role without a boundary more rights", iam("PutRolePolicy", "role/footfall-backup"), ""},
+		{"take the boundary away", iam("DeleteRolePermissionsBoundary", "role/footfall-backup"), ""},
+		{"change the boundary", iam("CreatePolicyVersion", "policy/footfall-boundary"), ""},
+		{"grow another's volume", ec2("ModifyVolume", "volume", theirs), ""},
 		{"write another role's policy", iam("PutRolePolicy", "role/admin"), ""},
 		{"hand on another role", iam("PassRole", "role/admin"), ""},
 		{"hand the role to another service", need{"iam:PassRole", []target{{"arn:aws:iam::" + account + ":role/footfall-backup",
@@ -432,12 +465,23 @@ func TestPolicies(t *testing.T) {
 	}
 
 	t.Run("a role that is made with tags", func(t *testing.T) {
-		needs, err := request{Service: "iam", Body: "Action=CreateRole&RoleName=footfall-backup&Tags.member.1.Key=project"}.needs()
+		needs, err := request{Service: "iam", Body: "Action=CreateRole&RoleName=footfall-backup&PermissionsBoundary=" + boundary + "&Tags.member.1.Key=project"}.needs()
 		require.NoError(t, err)
 		require.Len(t, needs, 2)
 		assert.True(t, policies["provision"].allows(needs[0]))
-		assert.Equal(t, need{"iam:TagRole", needs[0].targets}, needs[1])
+		assert.Equal(t, "iam:TagRole", needs[1].action)
 		assert.False(t, policies["provision"].allows(needs[1]))
+	})
+
+	t.Run("the boundary holds all that the first host may", func(t *testing.T) {
+		least := readPolicy(t, "files/boundary-policy.json")
+		for _, s := range policies["host"] {
+			for _, action := range s.Action {
+				bucketOrObject := strings.ReplaceAll(s.Resource[0], "*", "x")
+				assert.True(t, least.allows(need{action, []target{{bucketOrObject, tags{"aws:ResourceAccount": account}}}}), action)
+			}
+		}
+		assert.False(t, least.allows(s3("GetObject", "another/x")))
 	})
 
 	t.Run("GitHub", func(t *testing.T) {

@@ -146,7 +146,11 @@ func TestProvision(t *testing.T) {
 		first = second
 	})
 	ok = ok && t.Run("the name taken away", func(t *testing.T) {
-		site(t, older...)
+		again(t, site(t, slices.Concat(older, []string{"-e", "monitoring=true", "-e", "acme_email=ops@example.org",
+			"-e", "acme_server=https://" + c.acme.ip + ":14000/dir", "-e", "acme_ca_bundle=/etc/ssl/acme-api.pem"})...)) // not told, it stays
+		browse(t)
+		p := site(t, append(older, "-e", "domain=")...)
+		assert.Contains(t, p.Output, "domain is empty: HTTPS for "+cloudDomain+" ends")
 		assert.Contains(t, s.visit(t), "You have visited this page", "by the address, without HTTPS")
 		assert.Equal(t, "inactive", s.edge().must(t, "systemctl is-active footfall-certificate.timer footfall-certificate.service | uniq"), "it would switch HTTPS on again")
 		out, err := c.inController(t, operatorID, "../delivery/fleet.py status")
@@ -163,6 +167,10 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, oldImage, hosts["footfall-3"].Image, "the parameter's")
 		assert.Len(t, hosts["footfall-3"].Groups, 2, "its port 80 is closed to the public")
 		assert.Contains(t, s.hosts[2].must(t, "cat /var/log/nginx/access.log"), `"path":"/"`, "the edge sends the third host nothing")
+	})
+	ok = ok && t.Run("a forgotten number of hosts", func(t *testing.T) {
+		again(t, machines(t, older...))
+		assert.Len(t, c.instances(t), 3)
 	})
 	ok = ok && t.Run("what drifted is put right", func(t *testing.T) {
 		second := c.instances(t)["footfall-2"]
@@ -200,13 +208,14 @@ func TestProvision(t *testing.T) {
 		}
 	})
 	ok = ok && t.Run("no host is removed that the edge sends visits to", func(t *testing.T) {
-		p := c.ansible(t, "site.yml", "--tags", "fleet")
+		p := c.ansible(t, "site.yml", "--tags", "fleet", "-e", "node_count=1")
 		assert.Error(t, p.Err)
+		assert.Contains(t, p.Output, "node_count is 1: footfall-2, footfall-3 will be drained and removed")
 		assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), "footfall-2, footfall-3 not removed, the edge still sends visits there")
 		assert.Len(t, c.instances(t), 3)
 	})
 	ok = ok && t.Run("one host again", func(t *testing.T) {
-		siteUnderLoad(t, "from three hosts to one, under load", older...)
+		siteUnderLoad(t, "from three hosts to one, under load", append(older, "-e", "node_count=1")...)
 		hosts := c.instances(t)
 		require.Len(t, hosts, 1)
 		assert.Equal(t, first.ID, hosts["footfall-1"].ID)
@@ -240,6 +249,46 @@ func TestProvision(t *testing.T) {
 		require.NotEmpty(t, away)
 		s.balance(t, "the first host replaced, its volume 20 s late, "+away, before, r, 0, p.Took)
 	})
+	ok = ok && t.Run("the volume grows", func(t *testing.T) {
+		assert.Equal(t, []string{"fleet : Grow the data volume to data_size [localhost]"}, machines(t, "-e", "data_size=21").Tasks)
+		again(t, machines(t)) // it is not made smaller
+	})
+	ok = ok && t.Run("two instances of one name", func(t *testing.T) {
+		var twin struct {
+			ID string `xml:"instancesSet>item>instanceId"`
+		}
+		require.NoError(t, c.call("RunInstances", url.Values{"ImageId": {newImage}, "MinCount": {"1"}, "MaxCount": {"1"},
+			"TagSpecification.1.ResourceType": {"instance"}, "TagSpecification.1.Tag.1.Key": {"project"}, "TagSpecification.1.Tag.1.Value": {"footfall"},
+			"TagSpecification.1.Tag.2.Key": {"twin"}, "TagSpecification.1.Tag.2.Value": {"true"}}, &twin))
+		defer func() { require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {twin.ID}}, nil)) }()
+		require.NoError(t, c.call("StopInstances", url.Values{"InstanceId.1": {twin.ID}}, nil)) // it does not boot here
+		require.NoError(t, c.call("CreateTags", url.Values{"ResourceId.1": {twin.ID}, "Tag.1.Key": {"Name"}, "Tag.1.Value": {"footfall-1"}}, nil))
+		p := c.ansible(t, "site.yml", "--tags", "fleet")
+		assert.Error(t, p.Err)
+		assert.Contains(t, p.Output, "of one name there may be one: footfall-1, footfall-1, footfall-data")
+	})
+	ok = ok && t.Run("a lost zone", func(t *testing.T) {
+		s.awaitArchived(t)
+		before, address, left := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
+		old := c.instances(t)["footfall-1"]
+		p := c.ansible(t, "replace.yml", slices.Concat(settings, []string{"-e", "host=footfall-1", "-e", "zone_lost=true", "-e", "aws_zone=b"})...)
+		p.require(t)
+		s.hosts = []*host{c.host(t, "footfall-1")}
+		second := c.instances(t)["footfall-1"]
+		assert.NotEqual(t, old.ID, second.ID)
+		assert.Equal(t, region+"b", second.Zone)
+		assert.Equal(t, address, second.Public)
+		assert.Equal(t, left.ID, c.volumes(t, "footfall-data-left")[0].ID, "the volume in the lost zone is kept")
+		assert.NotEqual(t, left.ID, c.volumes(t, "footfall-data")[0].ID)
+		record("the first host's zone lost, made again in another from the bucket", 0, 0, p.Took, "same address, a new volume, lost 0")
+		assert.Equal(t, before, s.totals(t))
+		s.recount(t)
+		// The old writer's credentials are for an instance that the policy does not name any more.
+		policy, err := c.post("iam", "application/x-www-form-urlencoded", "", "Action=GetRolePolicy&RoleName=footfall-backup&PolicyName=repository&Version=2010-05-08", "/")
+		require.NoError(t, err)
+		assert.Contains(t, string(policy), second.ID)
+		assert.NotContains(t, string(policy), old.ID)
+	})
 	ok = ok && t.Run("the data outlive host and volume", func(t *testing.T) {
 		s.awaitArchived(t)
 		before := s.totals(t)
@@ -265,7 +314,7 @@ func TestProvision(t *testing.T) {
 		record("destroy", 0, 0, p.Took, "changed=%d, the data volume stays", p.Changed)
 		assert.Empty(t, c.instances(t))
 		assert.Empty(t, c.address(t))
-		assert.Len(t, c.volumes(t, "footfall-data"), 1)
+		require.Len(t, c.volumes(t, "footfall-data"), 1)
 		p = c.ansible(t, "destroy.yml", "-e", "project=footfall", "-e", "domain=count.example.net", "-e", "dns_zone=example.net") // there is no such zone
 		p.require(t)
 		assert.Zero(t, p.Changed, "%v", p.Tasks)

@@ -28,6 +28,7 @@ func TestService(t *testing.T) {
 		{"Backups", testBackups},
 		{"Browser", testBrowser},
 		{"Converge", testConverge},
+		{"Order", testOrder},
 		{"Wire", testWire},
 		{"DeployFaults", testDeployFaults},
 		{"ThreeHosts", testThreeHosts},
@@ -87,7 +88,7 @@ func (s *service) play(t *testing.T, playbook string, args ...string) play {
 // deploy runs deploy.yml for a version whose image is on this machine.
 func (s *service) deploy(t *testing.T, version string, args ...string) play {
 	t.Helper()
-	return s.play(t, "deploy.yml", append([]string{"-e", "version=" + version, "-e", "app_image_archive=" + archive(t, appImage()+":"+version)}, args...)...)
+	return s.play(t, "deploy.yml", append([]string{"-e", "version=" + version, "-e", "back=true", "-e", "app_image_archive=" + archive(t, appImage()+":"+version)}, args...)...)
 }
 
 // variant makes a release's image from a changed copy of the repository.

@@ -12,6 +12,7 @@ import (
 // A device is a data volume: a loop device, and the host that has it.
 type device struct {
 	loop string // /dev/loopN
+	file string // behind it
 	host *host
 }
 
@@ -66,7 +67,7 @@ func newDevice(id string, size int64) (*device, error) {
 		return nil, err
 	}
 	atEnd(func() { sh("losetup", "--detach", loop); os.Remove(path) })
-	return &device{loop: loop}, nil
+	return &device{loop: loop, file: path}, nil
 }
 
 const devicePrefix = "footfall-e2e-volume-"
