@@ -176,7 +176,7 @@ func release(t *testing.T, files map[string]string) string {
 	root := t.TempDir()
 	require.NoError(t, os.CopyFS(filepath.Join(root, ".github"), os.DirFS("../.github")))
 	for _, name := range []string{"Makefile", "Dockerfile", "README.md", "go.mod", "compose.yaml", "ansible/roles/settings/vars/main.yml",
-		"ansible/group_vars/all/defaults.yml", "ansible/roles/monitoring/files/alerts.yml", "ansible/MONITORING.md", "delivery/fleet.py", "e2e/images/postgres/Dockerfile",
+		"ansible/group_vars/all/defaults.yml", "ansible/roles/verify/tasks/main.yml", "ansible/roles/monitoring/files/alerts.yml", "ansible/MONITORING.md", "delivery/fleet.py", "e2e/images/postgres/Dockerfile",
 		"ansible/requirements.yml", "ansible/roles/fleet/tasks/bucket.yml"} {
 		text, err := os.ReadFile(filepath.Join("..", name))
 		require.NoError(t, err)

@@ -194,21 +194,25 @@ for port, text in (80, b"GET / HTTP/1.1\r\nHost: x\r\n"), (5432, b""):
         s.setblocking(False)
         s.connect_ex((sys.argv[1], port))
     time.sleep(2)  # the handshakes
+    taken = 0
     for s in held[port]:
         try:
             s.send(text)
+            s.getpeername()
+            taken += 1
         except OSError:
             pass
-print("held", flush=True)
+    print(taken)
 time.sleep(8)
 `
 	before := s.totals(t)
 	l := startLoad(t, s.url("/"), 8, 20*time.Millisecond)
 	begin := time.Now()
-	_, err := docker("exec", controllerName(), "python3", "-c", attack, s.edge().ip)
+	taken, err := docker("exec", controllerName(), "python3", "-c", attack, s.edge().ip)
 	require.NoError(t, err)
+	assert.Equal(t, []string{"256", "0"}, strings.Fields(taken), "connections to the page and to PostgreSQL")
 	s.sql(t, "SELECT 1") // the socket has room
-	s.balance(t, "8,400 half-sent requests and as many idle connections to PostgreSQL, from one address", before, l.finish(), 0, time.Since(begin))
+	s.balance(t, "8,400 half-sent requests and as many connections to PostgreSQL, tried by one address", before, l.finish(), 0, time.Since(begin))
 
 	// It stands beside Docker's rules, also when it is loaded again or a reboot loads both.
 	const ours = "nft list table inet footfall | grep -c dport"
