@@ -121,6 +121,7 @@ func TestReadPage(t *testing.T) {
 	}{
 		"again":             {`<h1 class="w5">You have visited this page <strong>1,001</strong> times.` + below, 1001},
 		"first":             {`<h1>You are visitor <strong>1,234</strong>.` + below, 1},
+		"first, then again": {`<h1>You are visitor <strong>1,234.</strong></h1><p>You have visited this page <strong>1</strong> time.` + below, 1},
 		"first, as a visit": {`<h1>You have visited this page <strong>1</strong> time.` + below, 1},
 	}
 	for name, tt := range tests {
