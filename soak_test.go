@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -166,4 +168,33 @@ func TestSoakFaults(t *testing.T) {
 	t.Log("\n" + table.String())
 	require.NoError(t, os.MkdirAll(filepath.Join("bench", "out"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join("bench", "out", "faults.md"), []byte(table.String()), 0o644))
+}
+
+// Nobody reads the log for a minute, in which 400 requests per second come, half
+// of them for a page that is not there: none is answered late.
+func TestSoakLogThatNobodyReads(t *testing.T) {
+	r, log := unread(t)
+	r.client.Transport = &http.Transport{DialContext: dial(r.addr), MaxIdleConnsPerHost: 64}
+	r.client.Timeout = time.Second
+	var wg sync.WaitGroup
+	var late atomic.Int64
+	tick := time.NewTicker(time.Second / 400)
+	defer tick.Stop()
+	for i := range 400 * 60 {
+		<-tick.C
+		wg.Go(func() {
+			answer, err := r.client.Get("http://footfall/" + []string{"", "no-such-page"}[i%2])
+			if err != nil {
+				late.Add(1)
+				return
+			}
+			answer.Body.Close()
+		})
+	}
+	wg.Wait()
+	assert.Zero(t, late.Load(), "answers after more than a second")
+	t.Logf("%.0f lines were dropped", r.droppedLines(t))
+	go io.Copy(io.Discard, log)
+	r.stop()
+	require.NoError(t, <-r.ended)
 }

@@ -147,6 +147,41 @@ func testFaults(t *testing.T, s *service) {
 		assert.Greater(t, took, 20*time.Second, "a run that is silent for a moment keeps the lock")
 	})
 
+	// Docker's daemon hangs, or is exchanged: then nobody reads what the service writes.
+	t.Run("daemon of Docker stopped", func(t *testing.T) {
+		before := s.totals(t)
+		s.edge().must(t, "kill -s STOP $(pidof dockerd)")
+		t.Cleanup(func() { s.edge().sh("kill -s CONT $(pidof dockerd)") })
+		begin := time.Now()
+		l := startLoad(t, s.url("/"), 8, pause)
+		missing := make(chan error, 1)
+		go func() {
+			for range 2500 {
+				answer, err := http.Get(s.url("/no-such-page"))
+				if err == nil {
+					answer.Body.Close()
+				}
+				if err != nil || answer.StatusCode != http.StatusNotFound {
+					missing <- fmt.Errorf("no 404: %v", err)
+					return
+				}
+			}
+			missing <- nil
+		}()
+		eventually(t, 2*time.Minute, "5,000 requests", func() error {
+			if n := l.sent(); n < 5000 {
+				return fmt.Errorf("%d so far", n)
+			}
+			return nil
+		})
+		r := l.finish()
+		assert.NoError(t, <-missing)
+		s.edge().must(t, "kill -s CONT $(pidof dockerd)")
+		record("daemon of Docker stopped", r.Requests, r.Failed, time.Since(begin), "")
+		assert.Zero(t, r.Failed, "%s", r)
+		counted(t, before, r, 0, 0)
+	})
+
 	t.Run("disk of the logs full", func(t *testing.T) {
 		before := s.totals(t)
 		s.edge().must(t, `mount -t tmpfs -o size=64k,mode=755 tmpfs /var/log/nginx && nginx -s reopen && ! dd if=/dev/zero of=/var/log/nginx/fill bs=1k 2>/dev/null`)
