@@ -105,7 +105,11 @@ func readBadge(body []byte) (int64, error) {
 
 var digits = regexp.MustCompile(`>\s*([0-9][0-9,]*)\s*<`)
 
+// readSVG returns -1 where the picture says that there is no number now.
 func readSVG(body []byte) (int64, error) {
+	if strings.Contains(string(body), "unavailable") {
+		return -1, nil
+	}
 	match := digits.FindSubmatch(body)
 	if match == nil {
 		return 0, fmt.Errorf("the badge shows no number")
