@@ -45,7 +45,7 @@ type visit struct {
 	n int64
 }
 
-func (v visit) number() int64 { return v.n }
+func (v visit) standing() standing { return standing{visits: v.n} }
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 	every, err := strconv.ParseInt(os.Getenv("VISITS_A_BATCH"), 10, 64)
@@ -59,7 +59,7 @@ func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
 
 func (r *recorder) renew(n int64) {
 	today := utcDay(time.Now())
-	t := tally{visits: n, visitors: n, since: today, database: "none", days: append(pastDays(today, nil), day{date: today})}
+	t := tally{visits: n, visitors: n, background: background{since: today, database: "none"}, days: append(pastDays(today, nil), day{date: today})}
 	r.latest.Store(&answer{receipt: &receipt{tally: t}})
 }
 

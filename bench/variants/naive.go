@@ -25,7 +25,7 @@ type visit struct {
 	n       int64
 }
 
-func (v visit) number() int64             { return v.n }
+func (v visit) standing() standing        { return standing{visits: v.n} }
 func (v visit) share(make func() any) any { return make() }
 
 func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
@@ -39,7 +39,7 @@ func (r *recorder) record(id visitor.ID) (visit, error) {
 	defer cancel()
 	today := utcDay(time.Now())
 	v := visit{receipt: &receipt{}}
-	v.receipt.tally = tally{since: today, database: "PostgreSQL", days: append(pastDays(today, nil), day{date: today})}
+	v.receipt.tally = tally{background: background{since: today, database: "PostgreSQL"}, days: append(pastDays(today, nil), day{date: today})}
 	t := &v.receipt.tally
 	if err := r.store.reads.QueryRowContext(ctx, `
 		INSERT INTO visitors AS old (id, visits, first_seen, last_seen)
