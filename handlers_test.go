@@ -377,7 +377,7 @@ func TestReadyzInACrowd(t *testing.T) {
 		require.NoError(t, err)
 		defer conn.Close()
 	}
-	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/badge.svg").Code)
+	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/badge.json").Code)
 	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
 }
 

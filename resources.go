@@ -74,8 +74,8 @@ func (res resource) answer(w http.ResponseWriter, r *http.Request) error {
 	}
 	body, err := res.body(r.Context(), show)
 	h.Set("Cache-Control", res.cache)
-	if body != nil && errors.Is(err, errNoDatabase) {
-		h.Set("Cache-Control", "public, max-age="+retryAfter) // a picture that says so
+	if errors.Is(err, errDrawn) {
+		h.Set("Cache-Control", "public, max-age="+retryAfter)
 	} else if err != nil {
 		return err
 	}
@@ -105,19 +105,19 @@ func (s *server) live(of func(t *tally, show string) ([]byte, error)) body {
 	}
 }
 
-// picture is live for what another page embeds: without the database there is
-// [errNoDatabase] and a picture, drawn of no tally, that says so.
+// errDrawn comes with a picture that says that the database is away.
+var errDrawn = errors.New("the database is away, and the picture says so")
+
+// picture is live for what another page embeds: without the database it is drawn
+// of no tally, with [errDrawn].
 func (s *server) picture(of func(t *tally, show string) ([]byte, error)) body {
 	return func(ctx context.Context, show string) ([]byte, error) {
 		t, _, err := s.look(ctx, visitor.ID{})
-		if err != nil {
-			t = nil
+		if err == nil {
+			return of(t, show)
 		}
-		body, drawErr := of(t, show)
-		if drawErr != nil {
-			return nil, drawErr
-		}
-		return body, err
+		body, err := of(nil, show)
+		return body, cmp.Or(err, errDrawn)
 	}
 }
 
