@@ -116,7 +116,6 @@ func (s *server) visit(ctx context.Context, client visitor.Client) (standing, *s
 	// little later, not with an error.
 	select {
 	case <-s.counting:
-	case <-ctx.Done():
 	case <-time.After(startTimeout):
 	}
 	c := s.counter.Load()
@@ -152,8 +151,10 @@ func (s *server) look(ctx context.Context, id visitor.ID) (t *tally, number int6
 }
 
 // read runs a query that reads, within readTimeout. Its error is [errNoDatabase].
+// The query goes on if the client leaves: to cancel it would cost the connection,
+// and one that has only closed its sending side still waits for the answer.
 func (s *server) read(ctx context.Context, query func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 	defer cancel()
 	if err := query(ctx); err != nil {
 		s.log.WarnContext(ctx, "totals not read", "err", err)
@@ -177,7 +178,7 @@ func (s *server) ready(ctx context.Context) error {
 	if c == nil {
 		return &publicError{http.StatusServiceUnavailable, "starting"}
 	}
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyTimeout)
 	defer cancel()
 	public := errNoDatabase
 	err := s.store.probe(ctx)

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -152,6 +157,7 @@ func TestRoutes(t *testing.T) {
 		{"HEAD", "/badge.svg", 200, "image/svg+xml", minute},
 		{"GET", "/badge.svg?show=Visits", 400, plain, "no-store"},
 		{"GET", "/badge.svg?show=%zz", 400, plain, "no-store"},
+		{"GET", "/badge.svg?show=visits;today", 400, plain, "no-store"},
 		{"GET", "/badge.json", 200, jsonType, minute},
 		{"GET", "/badge.json?show=all", 400, plain, "no-store"},
 		{"GET", "/chart.svg", 200, "image/svg+xml", minute},
@@ -379,6 +385,57 @@ func TestReadyzInACrowd(t *testing.T) {
 	}
 	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/badge.json").Code)
 	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
+}
+
+// A client that closes its sending side still waits for its answer, and one that
+// leaves is no fault of the database: neither costs a connection to it
+// (golang/go#18527, stellar/go-stellar-sdk#4098).
+func TestClientsThatLeave(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t)
+	r := start(t, "DATABASE_URL", url)
+	paths := []string{"/", "/readyz", "/api/stats", "/api/stats.csv", "/badge.svg", "/badge.json", "/chart.svg"}
+	send := func(path string) *net.TCPConn {
+		conn, err := net.Dial("tcp", r.addr)
+		require.NoError(t, err)
+		_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nUser-Agent: Googlebot\r\n\r\n", path)
+		require.NoError(t, err)
+		return conn.(*net.TCPConn)
+	}
+	for _, path := range paths {
+		for range 5 {
+			conn := send(path)
+			require.NoError(t, conn.CloseWrite())
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			require.NoError(t, err, path)
+			assert.Equal(t, http.StatusOK, answer.StatusCode, path)
+			require.NoError(t, conn.Close())
+		}
+	}
+	db := openTestStore(t, url)
+	backends := func() []string {
+		var pids string
+		scan(t, db, &pids, `SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		return strings.Fields(pids)
+	}
+	before := backends()
+	for range 30 {
+		for _, path := range paths {
+			require.NoError(t, send(path).Close())
+		}
+	}
+	var metrics string
+	require.Eventually(t, func() bool {
+		_, metrics = r.get(t, "/metrics")
+		return !slices.ContainsFunc(paths, func(path string) bool {
+			n, _ := strconv.Atoi(metric(metrics, `footfall_http_request_duration_seconds_count{route="`+path+`"}`))
+			return n < 35
+		})
+	}, 20*time.Second, 10*time.Millisecond)
+	assert.NotContains(t, metrics, `status="5`)
+	assert.Equal(t, "1", metric(metrics, "footfall_ready"))
+	assert.Subset(t, backends(), before, "no connection was given up")
+	assert.NotContains(t, r.lines.String(), "WARN")
 }
 
 // requireUnavailable asks for the page while there is no database: 503 with a
