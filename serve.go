@@ -132,6 +132,7 @@ func serve(ctx context.Context, cfg config, out io.Writer) error {
 		ErrorLog:          log.New(serverLog{s.log}, "", 0),
 	}
 	defer hs.Close() // where stop is not reached
+	closeUnused(hs)
 	failed := make(chan error, 2)
 	go func() { failed <- fmt.Errorf("serve: %w", hs.Serve(ln)) }()
 	s.log.Info("listening", "addr", ln.Addr().String(), "version", s.build.Version, "commit", s.build.Commit)
@@ -214,6 +215,25 @@ func (s *server) stop(ctx context.Context, hs *http.Server) error {
 		s.log.Info("stopped")
 	}
 	return err
+}
+
+// closeUnused spares hs.Shutdown the wait for connections without a request, as
+// browsers and balancers open them: it gives each 5 s, and then does not answer it.
+func closeUnused(hs *http.Server) {
+	var unused sync.Map // of net.Conn
+	hs.ConnState = func(conn net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			unused.Store(conn, nil)
+		} else {
+			unused.Delete(conn)
+		}
+	}
+	hs.RegisterOnShutdown(func() {
+		unused.Range(func(conn, _ any) bool {
+			conn.(net.Conn).Close() // an error: it is closed
+			return true
+		})
+	})
 }
 
 // serverLog takes net/http's own messages. Nearly all hold a client's address:

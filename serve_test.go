@@ -342,6 +342,20 @@ func TestStopFinishesWhatIsInFlight(t *testing.T) {
 	require.NoError(t, <-r.ended)
 }
 
+// Browsers and balancers open connections before they need them.
+func TestStopBesideUnusedConnections(t *testing.T) {
+	t.Parallel()
+	r := start(t, "DATABASE_URL", newDatabase(t))
+	unused, err := net.Dial("tcp", r.addr)
+	require.NoError(t, err)
+	defer unused.Close()
+	r.get(t, "/healthz") // by then it is accepted
+	begin := time.Now()
+	r.stop()
+	require.NoError(t, <-r.ended)
+	assert.Less(t, time.Since(begin), 4*time.Second, "net/http's Shutdown alone waits 5 s")
+}
+
 func TestStopGivesUp(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
