@@ -247,13 +247,10 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 	return checks, rows.Err()
 }
 
-// forgetCommand removes what is kept of the visitor with this address, in any
-// form that a proxy writes. No message holds the address.
-func forgetCommand(ctx context.Context, cfg config, out io.Writer, address string) error {
-	client, ok := visitor.Parse(address)
-	if !ok {
-		return &usageError{errors.New("forget wants one address, such as 192.0.2.7 or 2001:db8::7, as its argument or on standard input")}
-	}
+// forgetCommand removes what is kept of the visitors with these addresses, one a
+// line, each in any form that a proxy writes. A line that is none is reported when
+// the others are done. No message holds an address.
+func forgetCommand(ctx context.Context, cfg config, out io.Writer, addresses io.Reader) error {
 	store := openStore(cfg.Database)
 	defer store.close()
 	if err := requireSchema(ctx, store); err != nil {
@@ -263,17 +260,41 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, address strin
 	if err != nil {
 		return err
 	}
-	visits, err := store.forget(ctx, h.ID(client))
-	if err != nil {
-		return err
+	var wrong []error
+	n := 0
+	lines := bufio.NewScanner(addresses)
+	for lines.Scan() {
+		if strings.TrimSpace(lines.Text()) == "" {
+			continue
+		}
+		n++
+		client, ok := visitor.Parse(lines.Text())
+		if !ok {
+			wrong = append(wrong, fmt.Errorf("forget: address %d is no address such as 192.0.2.7 or 2001:db8::7", n))
+			continue
+		}
+		visits, err := store.forget(ctx, h.ID(client))
+		if err != nil {
+			return fmt.Errorf("address %d: %w", n, err)
+		}
+		sentence := "nothing is kept of this visitor"
+		if number := group(visits); visits > 0 {
+			sentence = fmt.Sprintf("forgotten: a visitor with %s %s; the totals stay as they are", number, plural(number, "visit"))
+		}
+		if _, err := fmt.Fprintln(out, sentence); err != nil {
+			return err
+		}
 	}
-	if visits == 0 {
-		_, err = fmt.Fprintln(out, "nothing is kept of this visitor")
-	} else {
-		number := group(visits)
-		_, err = fmt.Fprintf(out, "forgotten: a visitor with %s %s; the totals stay as they are\n", number, plural(number, "visit"))
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read address %d: %w", n+1, err)
 	}
-	return err
+	if n == 0 {
+		wrong = append(wrong, errors.New("forget: give the address as an argument, or addresses on standard input, one a line"))
+	}
+	if len(wrong) > 0 {
+		return &usageError{errors.Join(wrong...)}
+	}
+	return nil
 }
 
 // requireSchema refuses a database that this program has not migrated.
@@ -315,14 +336,4 @@ func carryOverCommand(ctx context.Context, cfg config, out io.Writer, args []str
 	}
 	_, err = fmt.Fprintf(out, "carried over: %s visits and %s visitors; now there are %s and %s in all\n", group(numbers[0]), group(numbers[1]), group(visits), group(visitors))
 	return err
-}
-
-// readAddress returns the first line of in: a command line can be in logs, such as sudo's.
-func readAddress(in io.Reader) (string, error) {
-	const longest = 100 // bytes, of an address in any form
-	line, err := bufio.NewReader(io.LimitReader(in, longest)).ReadString('\n')
-	if errors.Is(err, io.EOF) {
-		err = nil // a line without an end
-	}
-	return line, err
 }

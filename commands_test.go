@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
@@ -69,9 +70,11 @@ func TestHelp(t *testing.T) {
 
 func TestVersionCommand(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	require.NoError(t, run(t.Context(), []string{"version"}, environment(), &out))
-	assert.Regexp(t, `^footfall \S+ \(build \S+, commit \S+, \S+, go1\.\d+\S*\)\n$`, out.String())
+	for _, arg := range []string{"version", "-v", "-version", "--version"} {
+		var out bytes.Buffer
+		require.NoError(t, run(t.Context(), []string{arg}, environment(), &out))
+		assert.Regexp(t, `^footfall \S+ \(build \S+, commit \S+, \S+, go1\.\d+\S*\)\n$`, out.String())
+	}
 }
 
 // A wrong setting ends the program with status 2 and a line for each mistake.
@@ -341,6 +344,38 @@ func makeBuild(t *testing.T, dir string, variables ...string) (binary string) {
 	return binary
 }
 
+// A checkout by git for Windows has the line ends of the repository: the database
+// keeps the checksums of sql/, and scripts run in containers (transact-rs/sqlx#2659).
+func TestLineEndsOfACheckout(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	git := func(args ...string) {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), "git", append([]string{"-C", dir, "-c", "core.autocrlf=true"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	git("init", "-q")
+	names := []string{".gitattributes", "sql/0001_count.sql", "delivery/need.sh", "assets/page.html", "assets/favicon.ico"}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o644))
+	}
+	git("add", "--all")
+	for _, name := range names {
+		require.NoError(t, os.Remove(filepath.Join(dir, name)))
+	}
+	git("checkout-index", "--all")
+	for _, name := range names {
+		want, err := os.ReadFile(name)
+		require.NoError(t, err)
+		got, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		assert.Equal(t, string(want), string(got), name)
+	}
+}
+
 // TestVersionIsTheSameEverywhere compares version.txt with what the built
 // program says in its four places. The fifth, the image's label, is compared
 // where an image is built: in the end-to-end tests.
@@ -456,27 +491,46 @@ func TestForget(t *testing.T) {
 	assert.Equal(t, int64(4), queryInt(t, s.reads, `SELECT visitors FROM totals`), "one came again as a new one")
 	requireVerified(t, s)
 
-	// The address on standard input is on no command line.
+	// Addresses on standard input are on no command line. Each line is done, whatever
+	// the others are.
+	visit("192.0.2.3", "You have visited this page 1 time.")
 	cmd := command(t, []string{"forget"}, "DATABASE_URL", url)
-	cmd.Stdin = strings.NewReader("::ffff:192.0.2.1\nanything\n")
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	assert.Equal(t, "forgotten: a visitor with 1 visit; the totals stay as they are\n", string(out))
+	cmd.Stdin = strings.NewReader("::ffff:192.0.2.1\nanything\r\n\n192.0.2.9\n192.0.2.300\n192.0.2.3")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	assert.EqualError(t, cmd.Run(), "exit status 2")
+	assert.Equal(t, `forgotten: a visitor with 1 visit; the totals stay as they are
+nothing is kept of this visitor
+forgotten: a visitor with 1 visit; the totals stay as they are
+`, out.String())
+	assert.Equal(t, `footfall: forget: address 2 is no address such as 192.0.2.7 or 2001:db8::7
+footfall: forget: address 4 is no address such as 192.0.2.7 or 2001:db8::7
+`, errs.String())
 	assert.NotContains(t, r.lines.String(), "192.0.2")
 	requireVerified(t, s)
 }
 
-// At a terminal the line ends the input, not the end of the file.
-func TestReadAddress(t *testing.T) {
+// At a terminal each line is answered, before the input ends.
+func TestForgetAtATerminal(t *testing.T) {
 	t.Parallel()
-	in, terminal := io.Pipe()
-	go io.WriteString(terminal, "192.0.2.7\n")
-	line, err := readAddress(in)
+	url := newDatabase(t)
+	prepared(t, openTestStore(t, url))
+	cmd := command(t, []string{"forget"}, "DATABASE_URL", url)
+	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
-	assert.Equal(t, "192.0.2.7\n", line)
-	line, err = readAddress(strings.NewReader("192.0.2.7"))
+	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	assert.Equal(t, "192.0.2.7", line)
+	require.NoError(t, cmd.Start())
+	answers := bufio.NewReader(out)
+	for range 2 {
+		_, err = io.WriteString(in, "192.0.2.7\n")
+		require.NoError(t, err)
+		line, err := answers.ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, "nothing is kept of this visitor\n", line)
+	}
+	require.NoError(t, in.Close())
+	require.NoError(t, cmd.Wait())
 }
 
 func TestForgetFails(t *testing.T) {
@@ -485,15 +539,16 @@ func TestForgetFails(t *testing.T) {
 	forget := func(address string, pairs ...string) error {
 		return run(t.Context(), []string{"forget", address}, environment(append(pairs, "DATABASE_URL", url)...), new(bytes.Buffer))
 	}
-	err := forget("198.51.100.300")
-	require.ErrorContains(t, err, "forget wants one address, such as ")
-	assert.NotContains(t, err.Error(), "300")
-	_, usage := errors.AsType[*usageError](err)
-	assert.True(t, usage)
-	assert.ErrorContains(t, forget("198.51.100.7 198.51.100.8"), "forget wants one address, such as ")
 	assert.EqualError(t, forget("198.51.100.7"), fmt.Sprintf("the schema is at version 0, this program needs %d: run footfall migrate, or look at the database's name in DATABASE_URL", len(ourMigrations())))
 	prepared(t, openTestStore(t, url))
 	assert.NoError(t, forget("198.51.100.7"))
+	for _, none := range []string{"", " ", "198.51.100.300", "198.51.100.7 198.51.100.8", "0.0.0.0", strings.Repeat("1", 1<<16)} {
+		err := forget(none)
+		require.Error(t, err)
+		assert.NotContains(t, err.Error(), "198")
+	}
+	_, usage := errors.AsType[*usageError](forget("198.51.100.300"))
+	assert.True(t, usage)
 	assert.ErrorContains(t, forget("198.51.100.7", "VISITOR_KEY", strings.Repeat("x", 32)), "set the earlier key again")
 }
 

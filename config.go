@@ -51,7 +51,7 @@ func loadConfig(getenv func(string) string) (config, error) {
 	e := env{get: getenv}
 	cfg := config{
 		Database:        e.database(),
-		UserName:        e.str("USER_NAME", "n/a"),
+		UserName:        strings.ToValidUTF8(e.str("USER_NAME", "n/a"), "\uFFFD"),
 		UserURL:         e.link("USER_URL"),
 		ListenAddr:      e.listenAddr(),
 		TrustedProxies:  e.prefixes("TRUSTED_PROXIES", "127.0.0.0/8, ::1/128"),
@@ -263,13 +263,18 @@ func foreign(name, pair string) string {
 	return ""
 }
 
+// notOfURI is what no URI holds as it is (RFC 3986, section 2). Browsers forgive
+// it, readers of security.txt need not.
+var notOfURI = regexp.MustCompile(`[^A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]`)
+
 func (e *env) link(key string) string {
 	v := e.str(key, "")
 	if v == "" {
 		return ""
 	}
 	u, err := url.Parse(v)
-	if err == nil {
+	if _, escapes := url.PathUnescape(v); err == nil && escapes == nil {
+		v = notOfURI.ReplaceAllStringFunc(v, url.PathEscape)
 		switch {
 		case (u.Scheme == "http" || u.Scheme == "https") && u.Host != "",
 			u.Scheme == "mailto" && u.Opaque != "":

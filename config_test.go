@@ -42,7 +42,7 @@ func TestLoadConfigEverySetting(t *testing.T) {
 	t.Parallel()
 	cfg, err := loadConfig(environment(
 		"DATABASE_URL_FILE", testFile(t, "url", "postgresql+psycopg2://u:p@db:6432/count\n"),
-		"USER_NAME", " Ada ",
+		"USER_NAME", " Ada\xff ",
 		"USER_URL", "mailto:ada@example.org",
 		"LISTEN_ADDR", "unix:/run/footfall/web.sock",
 		"PORT", "99",
@@ -59,7 +59,7 @@ func TestLoadConfigEverySetting(t *testing.T) {
 	assert.Equal(t, uint16(6432), cfg.Database.Port)
 	cfg.Database = nil
 	assert.Equal(t, config{
-		UserName:   "Ada",
+		UserName:   "Ada\uFFFD",
 		UserURL:    "mailto:ada@example.org",
 		ListenAddr: "unix:/run/footfall/web.sock",
 		TrustedProxies: []netip.Prefix{

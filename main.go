@@ -37,7 +37,7 @@ const helpText = `footfall counts the unique visitors of a page, exactly.
   footfall verify           recount; exit status 1 on a difference
   footfall verify -record   the same, and the page says when, and if it agreed
   footfall carry-over VISITS [VISITORS]  begin at an earlier counter's numbers
-  footfall forget ADDRESS   remove a visitor; without ADDRESS read it from stdin
+  footfall forget ADDRESS   remove a visitor; without ADDRESS, those on stdin
   footfall healthcheck      ask the running service's /readyz
   footfall dev              serve with a private PostgreSQL, kept between runs
   footfall version, help    print the version; print this
@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	case "help", "-h", "-help", "--help":
 		_, err := io.WriteString(out, helpText)
 		return err
-	case "version":
+	case "version", "-v", "-version", "--version":
 		_, err := fmt.Fprintln(out, thisBuild())
 		return err
 	case "dev":
@@ -104,15 +104,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 			return carryOverCommand(ctx, cfg, out, args)
 		}
 	case "forget":
-		address := strings.Join(args, " ")
-		if len(args) == 0 {
-			var err error
-			if address, err = readAddress(os.Stdin); err != nil {
-				return fmt.Errorf("read standard input: %w", err)
-			}
+		var addresses io.Reader = os.Stdin // a command line can be in logs, such as sudo's
+		if len(args) > 0 {
+			addresses = strings.NewReader(strings.Join(args, "\n"))
 		}
 		do = func(ctx context.Context, cfg config, out io.Writer) error {
-			return forgetCommand(ctx, cfg, out, address)
+			return forgetCommand(ctx, cfg, out, addresses)
 		}
 	default:
 		return &usageError{fmt.Errorf("unknown command %q; see footfall help", command)}

@@ -213,9 +213,13 @@ func TestSecurityTxt(t *testing.T) {
 	for userURL, want := range map[string]string{
 		"https://example.org/?a=1&b=2": "Contact: https://example.org/?a=1&b=2\nExpires: 2026-12-24T00:00:00Z\n",
 		"mailto:ann@example.org":       "Contact: mailto:ann@example.org\nExpires: 2026-12-24T00:00:00Z\n",
-		"http://example.org/":          "Page not found.\n",
-		"HTTP://example.org/":          "Page not found.\n",
-		"":                             "Page not found.\n",
+		// RFC 9116 wants a URI (securitytxt/security-txt#176).
+		"mailto:a@example.org?subject=x y":        "Contact: mailto:a@example.org?subject=x%20y\nExpires: 2026-12-24T00:00:00Z\n",
+		"https://пример.рф/путь?q=é#\"":           "Contact: https://%D0%BF%D1%80%D0%B8%D0%BC%D0%B5%D1%80.%D1%80%D1%84/%D0%BF%D1%83%D1%82%D1%8C?q=%C3%A9#%22\nExpires: 2026-12-24T00:00:00Z\n",
+		"https://example.org/a%20b?c=%C3%A9|\\^`": "Contact: https://example.org/a%20b?c=%C3%A9%7C%5C%5E%60\nExpires: 2026-12-24T00:00:00Z\n",
+		"http://example.org/":                     "Page not found.\n",
+		"HTTP://example.org/":                     "Page not found.\n",
+		"":                                        "Page not found.\n",
 	} {
 		s := newTestServer(t, url, "USER_URL", userURL)
 		s.now = func() time.Time { return november(24) }
