@@ -711,6 +711,14 @@ func requireValidMetrics(t testing.TB, text string) {
 	output, err := check.CombinedOutput()
 	require.NoError(t, err, "promtool, of Debian's package prometheus: %s", output)
 	assert.Empty(t, string(output))
+	// OpenMetrics, whose parsers read this as well, names a counter's family without _total:
+	// a gauge of that name would be the same family.
+	families := map[string]bool{}
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text, -1) {
+		family := strings.TrimSuffix(match[1], "_total")
+		assert.False(t, families[family], family)
+		families[family] = true
+	}
 }
 
 // aTally has visits on its last days, the last number today's.

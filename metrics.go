@@ -145,8 +145,8 @@ func (m *metrics) writeTo(p printer) {
 		p.value("footfall_visits_total", labels("result", string(r)), float64(m.visits[r]))
 	}
 	if m.seen {
-		p.single("footfall_visits", "gauge", "All visits ever, when this process last saw the totals.", float64(m.visitsNow))
-		p.single("footfall_visitors", "gauge", "All visitors ever, when this process last saw the totals.", float64(m.visitors))
+		p.single("footfall_all_visits", "gauge", "All visits ever, when this process last saw the totals.", float64(m.visitsNow))
+		p.single("footfall_all_visitors", "gauge", "All visitors ever, when this process last saw the totals.", float64(m.visitors))
 	}
 	p.family("footfall_client_address_total", "counter", "Visits by where the client's address came from and whether it is a private one.")
 	for _, key := range sortedKeys(m.clients) {

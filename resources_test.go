@@ -238,8 +238,8 @@ func TestMetrics(t *testing.T) {
 		assert.Equal(t, "0", metric(first, `footfall_visits_total{result="`+result+`"}`), "there from the start")
 	}
 	// A gauge that begins at 0 would draw a fall to 0 at each deployment.
-	assert.NotContains(t, first, "footfall_visits ", "not known yet")
-	assert.NotContains(t, first, "footfall_visitors ", "not known yet")
+	assert.NotContains(t, first, "footfall_all_visits ", "not known yet")
+	assert.NotContains(t, first, "footfall_all_visitors ", "not known yet")
 
 	s.ask("GET", "/", "User-Agent", `agent-of-client"`)
 	s.ask("GET", "/?query-of-client", "Peer", "127.0.0.1:1", "X-Forwarded-For", "198.51.100.7")
@@ -271,23 +271,23 @@ func TestMetrics(t *testing.T) {
 		`footfall_visits_total{result="no_address"}`:                                                          "1",
 		`footfall_visits_total{result="unavailable"}`:                                                         "0",
 		`footfall_visits_total{result="unconfirmed"}`:                                                         "1",
-		`footfall_visits`:   "4",
-		`footfall_visitors`: "4",
-		`footfall_ready`:    "1",
-		`footfall_http_requests_total{route="/",status="200"}`:               "8",
-		`footfall_http_requests_total{route="/",status="403"}`:               "1",
-		`footfall_http_requests_total{route="/",status="503"}`:               "1",
-		`footfall_http_requests_total{route="other",status="404"}`:           "1",
-		`footfall_http_requests_total{route="other",status="405"}`:           "1",
-		`footfall_http_requests_total{route="/assets/{file}",status="200"}`:  "1",
-		`footfall_http_request_duration_seconds_count{route="/"}`:            "10",
-		`footfall_http_request_duration_seconds_bucket{route="/",le="+Inf"}`: "10",
-		`footfall_client_address_total{source="forwarded",scope="public"}`:   "1",
-		`footfall_client_address_total{source="forwarded",scope="private"}`:  "1",
-		`footfall_client_address_total{source="peer",scope="private"}`:       "1",
-		`footfall_batches_total{result="committed"}`:                         "4",
-		`footfall_batches_total{result="abandoned"}`:                         "1",
-		`footfall_batch_duration_seconds_count`:                              "4",
+		`footfall_all_visits`:                                                                                 "4",
+		`footfall_all_visitors`:                                                                               "4",
+		`footfall_ready`:                                                                                      "1",
+		`footfall_http_requests_total{route="/",status="200"}`:                                                "8",
+		`footfall_http_requests_total{route="/",status="403"}`:                                                "1",
+		`footfall_http_requests_total{route="/",status="503"}`:                                                "1",
+		`footfall_http_requests_total{route="other",status="404"}`:                                            "1",
+		`footfall_http_requests_total{route="other",status="405"}`:                                            "1",
+		`footfall_http_requests_total{route="/assets/{file}",status="200"}`:                                   "1",
+		`footfall_http_request_duration_seconds_count{route="/"}`:                                             "10",
+		`footfall_http_request_duration_seconds_bucket{route="/",le="+Inf"}`:                                  "10",
+		`footfall_client_address_total{source="forwarded",scope="public"}`:                                    "1",
+		`footfall_client_address_total{source="forwarded",scope="private"}`:                                   "1",
+		`footfall_client_address_total{source="peer",scope="private"}`:                                        "1",
+		`footfall_batches_total{result="committed"}`:                                                          "4",
+		`footfall_batches_total{result="abandoned"}`:                                                          "1",
+		`footfall_batch_duration_seconds_count`:                                                               "4",
 	} {
 		assert.Equal(t, want, metric(text, series), series)
 	}
