@@ -29,14 +29,14 @@ import (
 func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	for want, args := range map[string][]string{
-		`unknown command "count"; see footfall help`:                                {"count"},
-		`unknown command ""; see footfall help`:                                     {""},
-		`serve takes no "now"; see footfall help`:                                   {"serve", "now"},
-		`version takes no "-v"; see footfall help`:                                  {"version", "-v"},
-		`migrate takes no "-statuss"; see footfall help`:                            {"migrate", "-statuss"},
-		`migrate takes no "-status"; see footfall help`:                             {"migrate", "-status", "-status"},
-		`verify takes no "--all"; see footfall help`:                                {"verify", "--all"},
-		`DATABASE_URL is not set, want postgres://user:password@host:5432/database`: nil,
+		`unknown command "count"; see footfall help`:                                     {"count"},
+		`unknown command ""; see footfall help`:                                          {""},
+		`serve takes no "now"; see footfall help`:                                        {"serve", "now"},
+		`version takes no "-v"; see footfall help`:                                       {"version", "-v"},
+		`migrate takes no "-statuss"; see footfall help`:                                 {"migrate", "-statuss"},
+		`migrate takes no "-status"; see footfall help`:                                  {"migrate", "-status", "-status"},
+		`verify takes no "--all"; see footfall help`:                                     {"verify", "--all"},
+		`DATABASE_URL is not set; set it to postgres://user:password@host:5432/database`: nil,
 	} {
 		t.Run(want, func(t *testing.T) {
 			var out bytes.Buffer
