@@ -104,45 +104,50 @@ func newDialer(cfg *pgx.ConnConfig, lifetime time.Duration) *dialer {
 }
 
 func (d *dialer) Connect(ctx context.Context) (driver.Conn, error) {
-	failed := make(chan error, 1)
-	var c dialed
-	select {
-	case c = <-d.made:
-	default:
-		go d.dial(failed)
+	for {
+		var c dialed
 		select {
 		case c = <-d.made:
-		case err := <-failed:
-			return nil, err
-		case <-ctx.Done():
-			return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
+		default:
+			ended := make(chan error, 1)
+			go d.dial(ended)
+			select {
+			case c = <-d.made:
+			case err := <-ended:
+				if err == nil {
+					continue // another one has taken it
+				}
+				return nil, err
+			case <-ctx.Done():
+				return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
+			}
 		}
+		if c.took > 100*time.Millisecond { // its successor is to be there when it ends
+			time.AfterFunc(d.lifetime-3*c.took, func() { d.dial(make(chan error, 1)) })
+		}
+		return c.conn, nil
 	}
-	if c.took > 100*time.Millisecond { // its successor is to be there when it ends
-		time.AfterFunc(d.lifetime-3*c.took, func() { d.dial(failed) })
-	}
-	return c.conn, nil
 }
 
-// dial makes a connection for whoever asks first.
-func (d *dialer) dial(failed chan<- error) {
+// dial makes a connection for whoever asks first, and then says in ended, which
+// needs room for it, what came of it.
+func (d *dialer) dial(ended chan<- error) {
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
 	defer cancel()
 	start := time.Now()
 	conn, err := d.Connector.Connect(ctx)
 	took := time.Since(start)
 	d.patient.Store(pgconn.Timeout(err) || err == nil && took > connectTimeoutEach)
-	if err != nil {
-		failed <- err
-		return
+	if err == nil {
+		select {
+		case d.made <- dialed{conn, took}:
+		case <-time.After(d.lifetime):
+			conn.Close()
+		case <-d.ctx.Done():
+			conn.Close()
+		}
 	}
-	select {
-	case d.made <- dialed{conn, took}:
-	case <-time.After(d.lifetime):
-		conn.Close()
-	case <-d.ctx.Done():
-		conn.Close()
-	}
+	ended <- err
 }
 
 // Close is called by the pool's.
