@@ -7,16 +7,16 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"footfall/internal/devdb"
-	"footfall/internal/visitor"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 )
 
 // migrateCommand applies what is pending and says what it did.
@@ -307,33 +307,4 @@ func requireSchema(ctx context.Context, s *store) error {
 		return fmt.Errorf("%s, or look at the database's name in DATABASE_URL", behind(len(done), needs))
 	}
 	return nil
-}
-
-// carryOverCommand makes the count begin at the visits and visitors of an earlier
-// counter, while services run or not. It sets these numbers: run again, with the
-// same or with corrected ones, it adds nothing twice.
-func carryOverCommand(ctx context.Context, cfg config, out io.Writer, args []string) error {
-	const most = 1_000_000_000_000_000 // far from the end of bigint, and exact in JSON (2^53)
-	numbers := []int64{0, 0}
-	for i, arg := range args[:min(2, len(args))] {
-		n, err := strconv.ParseUint(arg, 10, 64)
-		if err != nil || n > most {
-			return &usageError{fmt.Errorf("carry-over: %q must be a number of digits only, at most %d", arg, int64(most))}
-		}
-		numbers[i] = int64(n)
-	}
-	if len(args) < 1 || len(args) > 2 || numbers[1] > numbers[0] {
-		return &usageError{errors.New("carry-over: name the earlier counter's visits, and its visitors if it knew them, which are no more: footfall carry-over VISITS [VISITORS]")}
-	}
-	store := openStore(cfg.Database)
-	defer store.close()
-	if err := requireSchema(ctx, store); err != nil {
-		return err
-	}
-	visits, visitors, err := store.carryOver(ctx, numbers[0], numbers[1])
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, "carried over: %s visits and %s visitors; now there are %s and %s in all\n", group(numbers[0]), group(numbers[1]), group(visits), group(visitors))
-	return err
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"footfall/internal/visitor"
 	"io"
 	"net"
 	"net/http"
@@ -21,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"footfall/internal/visitor"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"footfall/internal/visitor"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 // server answers requests. Everything in it is safe for concurrent use.

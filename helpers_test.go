@@ -8,8 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"footfall/internal/devdb"
-	"footfall/internal/visitor"
 	"html"
 	"io"
 	"log/slog"
@@ -28,6 +26,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"

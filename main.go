@@ -5,12 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"footfall/internal/devdb"
 	"io"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"footfall/internal/devdb"
 )
 
 func main() {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"footfall/internal/visitor"
 	"maps"
 	"os"
 	"runtime"
@@ -14,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 // metrics are this process's own numbers, in Prometheus' text format

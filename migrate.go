@@ -10,10 +10,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"footfall/internal/visitor"
 	"io/fs"
 	"log/slog"
 	"time"
+
+	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"footfall/internal/visitor"
 	"io/fs"
 	"log/slog"
 	"regexp"
@@ -13,6 +12,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"footfall/internal/visitor"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

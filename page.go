@@ -6,7 +6,6 @@ import (
 	"embed"
 	"encoding/hex"
 	"fmt"
-	"footfall/internal/visitor"
 	"html/template"
 	"net/http"
 	"path"
@@ -16,6 +15,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"footfall/internal/visitor"
 )
 
 var templates = template.Must(template.New("").

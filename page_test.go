@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"footfall/internal/visitor"
 	"io"
 	"math"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"footfall/internal/visitor"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

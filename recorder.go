@@ -5,11 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"footfall/internal/visitor"
 	"log/slog"
 	"slices"
 	"sync"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 const (

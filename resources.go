@@ -10,13 +10,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"footfall/internal/card"
-	"footfall/internal/visitor"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+
+	"footfall/internal/card"
+	"footfall/internal/visitor"
 )
 
 // resource is what a GET of a fixed path answers. None counts a visit.

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"footfall/internal/visitor"
 	"io"
 	"maps"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -514,29 +515,4 @@ func (s *store) recorded(ctx context.Context, kind string, agreed bool) error {
 		return fmt.Errorf("record the %s: %w", kind, err)
 	}
 	return nil
-}
-
-// carryOver makes the count begin at the numbers of an earlier counter, in place
-// of those carried over before, and returns all visits and visitors.
-func (s *store) carryOver(ctx context.Context, visits, visitors int64) (allVisits, allVisitors int64, err error) {
-	err = repeat(ctx, func() error {
-		return s.reads.QueryRowContext(ctx, `
-			UPDATE totals SET
-				visits             = visits             + $1::bigint - carried_visits,
-				visitors           = visitors           + $2::bigint - carried_visitors,
-				imported_visits    = imported_visits    + $1::bigint - carried_visits,
-				imported_visitors  = imported_visitors  + $2::bigint - carried_visitors,
-				forgotten_visits   = forgotten_visits   + $1::bigint - carried_visits,
-				forgotten_visitors = forgotten_visitors + $2::bigint - carried_visitors,
-				carried_visits     = $1::bigint,
-				carried_visitors   = $2::bigint
-			RETURNING visits, visitors`, visits, visitors).Scan(&allVisits, &allVisitors)
-	})
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return 0, 0, errNoTotals
-	case err != nil:
-		return 0, 0, fmt.Errorf("carry over: %w", err)
-	}
-	return allVisits, allVisitors, nil
 }

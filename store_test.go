@@ -7,8 +7,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"footfall/internal/devdb"
-	"footfall/internal/visitor"
 	"io"
 	"net"
 	"net/http"
@@ -22,6 +20,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"footfall/internal/devdb"
+	"footfall/internal/visitor"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"

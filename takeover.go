@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
-	"footfall/internal/visitor"
+	"io"
+	"strconv"
 	"time"
+
+	"footfall/internal/visitor"
 )
 
 // settingTakeover holds the time and the numbers of the import, once it was done.
@@ -121,5 +125,59 @@ func importNext(ctx context.Context, tx *sql.Tx, h visitor.Hasher, report *impor
 		SELECT count(*) FILTER (WHERE inserted)
 		FROM imported`, ids, counts).Scan(&added)
 	report.visitors += added
+	return err
+}
+
+// carryOver makes the count begin at the numbers of an earlier counter, in place
+// of those carried over before, and returns all visits and visitors.
+func (s *store) carryOver(ctx context.Context, visits, visitors int64) (allVisits, allVisitors int64, err error) {
+	err = repeat(ctx, func() error {
+		return s.reads.QueryRowContext(ctx, `
+			UPDATE totals SET
+				visits             = visits             + $1::bigint - carried_visits,
+				visitors           = visitors           + $2::bigint - carried_visitors,
+				imported_visits    = imported_visits    + $1::bigint - carried_visits,
+				imported_visitors  = imported_visitors  + $2::bigint - carried_visitors,
+				forgotten_visits   = forgotten_visits   + $1::bigint - carried_visits,
+				forgotten_visitors = forgotten_visitors + $2::bigint - carried_visitors,
+				carried_visits     = $1::bigint,
+				carried_visitors   = $2::bigint
+			RETURNING visits, visitors`, visits, visitors).Scan(&allVisits, &allVisitors)
+	})
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, 0, errNoTotals
+	case err != nil:
+		return 0, 0, fmt.Errorf("carry over: %w", err)
+	}
+	return allVisits, allVisitors, nil
+}
+
+// carryOverCommand makes the count begin at the visits and visitors of an earlier
+// counter, while services run or not. It sets these numbers: run again, with the
+// same or with corrected ones, it adds nothing twice.
+func carryOverCommand(ctx context.Context, cfg config, out io.Writer, args []string) error {
+	const most = 1_000_000_000_000_000 // far from the end of bigint, and exact in JSON (2^53)
+	numbers := []int64{0, 0}
+	for i, arg := range args[:min(2, len(args))] {
+		n, err := strconv.ParseUint(arg, 10, 64)
+		if err != nil || n > most {
+			return &usageError{fmt.Errorf("carry-over: %q must be a number of digits only, at most %d", arg, int64(most))}
+		}
+		numbers[i] = int64(n)
+	}
+	if len(args) < 1 || len(args) > 2 || numbers[1] > numbers[0] {
+		return &usageError{errors.New("carry-over: name the earlier counter's visits, and its visitors if it knew them, which are no more: footfall carry-over VISITS [VISITORS]")}
+	}
+	store := openStore(cfg.Database)
+	defer store.close()
+	if err := requireSchema(ctx, store); err != nil {
+		return err
+	}
+	visits, visitors, err := store.carryOver(ctx, numbers[0], numbers[1])
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "carried over: %s visits and %s visitors; now there are %s and %s in all\n", group(numbers[0]), group(numbers[1]), group(visits), group(visitors))
 	return err
 }
