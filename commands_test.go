@@ -159,11 +159,12 @@ func TestHealthcheckFails(t *testing.T) {
 
 	url := newDatabase(t)
 	r := start(t, "DATABASE_URL", url)
-	require.NoError(t, healthcheck(r.addr))
+	healthy := func() bool { return healthcheck(r.addr) == nil }
+	eventually(t, "a good answer", healthy)
 	unlock := holdLock(t, openTestStore(t, url), `LOCK TABLE schema_migrations`)
 	assert.EqualError(t, healthcheck(r.addr), "healthcheck: 503 Service Unavailable: the database does not answer")
 	unlock()
-	assert.NoError(t, healthcheck(r.addr))
+	eventually(t, "a good answer again", healthy)
 }
 
 func TestMigrateCommand(t *testing.T) {
@@ -416,7 +417,7 @@ func TestBuildIsReproducible(t *testing.T) {
 	t.Parallel()
 	elsewhere := filepath.Join(t.TempDir(), "another", "folder")
 	require.NoError(t, os.MkdirAll(elsewhere, 0o755))
-	for _, pattern := range []string{"*.go", "internal/*/*.go", "go.*", "version.txt", "Makefile", "sql/*", "assets/*"} {
+	for _, pattern := range []string{"*.go", "internal/*/*", "go.*", "version.txt", "Makefile", "sql/*", "assets/*"} {
 		files, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		require.NotEmpty(t, files, pattern)
@@ -634,18 +635,19 @@ func TestForgetWhileCounting(t *testing.T) {
 	requireVerified(t, s)
 }
 
-// The columns come while a program that does not know them is counting.
-func TestForgottenColumnsComeWhileCounting(t *testing.T) {
+// A newer version's columns come while a program that does not know them counts.
+func TestColumnsComeWhileCounting(t *testing.T) {
 	t.Parallel()
-	s := openTestStore(t, newDatabase(t))
-	applyMigrations(t, s.reads, ourMigrations()[:1]...)
+	s := newStore(t)
 	r := newTestRecorder(t, s)
 	for range 10 { // its statements are prepared
 		count(t, r, "ada")
 		_, _, err := s.look(t.Context(), utcDay(r.now()), nil)
 		require.NoError(t, err)
 	}
-	applyMigrations(t, s.reads, ourMigrations()...)
+	for _, table := range []string{"visitors", "days", "totals", "writers"} {
+		execute(t, s.reads, `ALTER TABLE `+table+` ADD COLUMN newer bigint NOT NULL DEFAULT 0`)
+	}
 	for range 10 {
 		count(t, r, "ada")
 		_, _, err := s.look(t.Context(), utcDay(r.now()), nil)

@@ -465,6 +465,16 @@ func newTestServer(t testing.TB, databaseURL string, pairs ...string) *testServe
 	return &testServer{s, s.routes(), lines}
 }
 
+// awaitReady asks for readiness until it is there: on a busy machine a try of a
+// visit may take longer than its second.
+func (s *testServer) awaitReady(t testing.TB) {
+	t.Helper()
+	eventually(t, "readiness", func() bool {
+		w := s.ask("GET", "/readyz")
+		return w.Code == http.StatusOK && w.Body.String() == "ready\n"
+	})
+}
+
 // ask sends one request. headers are name, value pairs; the peer is a header
 // here as well: "Peer". Without one it is 192.0.2.1.
 func (s *testServer) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
