@@ -17,6 +17,7 @@ import (
 // is taken away.
 func TestModel(t *testing.T) {
 	t.Run("all guards", func(t *testing.T) {
+		t.Parallel()
 		report := search(t)
 		assert.Contains(t, report, "errors: 0")
 		assert.NotContains(t, report, "Search not completed")
@@ -24,6 +25,7 @@ func TestModel(t *testing.T) {
 	})
 	for name, what := range guards {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			report := search(t, "-D"+name)
 			assert.Contains(t, report, "assertion violated", what)
 			t.Log(report)
