@@ -132,6 +132,7 @@ func TestSpeculativeLoadIsRefused(t *testing.T) {
 func TestRoutes(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t), "USER_URL", "https://example.org/")
+	s.awaitReady(t)
 	listener := httptest.NewServer(s.handler)
 	defer listener.Close()
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -388,7 +389,7 @@ func TestReadyzInACrowd(t *testing.T) {
 		defer conn.Close()
 	}
 	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/badge.json").Code)
-	assert.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code)
+	s.awaitReady(t)
 }
 
 // A client that closes its sending side still waits for its answer, and one that

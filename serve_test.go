@@ -45,7 +45,10 @@ func TestServeBeforeTheDatabase(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(r.lines.String(), "not ready yet"), "the same cause is logged once")
 	c.begin(t)
 	r.awaitReady(t)
-	expect("/readyz", http.StatusOK, "ready")
+	eventually(t, "readiness", func() bool {
+		answer, _ := r.get(t, "/readyz")
+		return answer.StatusCode == http.StatusOK
+	})
 	expect("/", http.StatusOK, "You have visited this page 1 time.")
 	r.stop()
 	require.NoError(t, <-r.ended)
@@ -303,8 +306,11 @@ func TestStopDelay(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
 	r := start(t, "DATABASE_URL", url, "SHUTDOWN_DELAY", "3s")
-	answer, _ := r.get(t, "/readyz")
-	require.Equal(t, http.StatusOK, answer.StatusCode)
+	var answer *http.Response
+	eventually(t, "readiness", func() bool {
+		answer, _ = r.get(t, "/readyz")
+		return answer.StatusCode == http.StatusOK
+	})
 	assert.False(t, answer.Close)
 	told := time.Now()
 	r.stop()
