@@ -198,7 +198,7 @@ mutants: need-postgres ## put errors into the SQL and into internal/visitor, and
 ##### measure
 
 .PHONY: bench
-bench: need-postgres need-wrk ## the load tests behind the README's figures
+bench: need-postgres need-wrk need-redis-server ## the load tests behind the README's figures
 	go run ./bench
 	@if [ -n "$${GITHUB_STEP_SUMMARY:-}" ]; then cat bench/results.md >> "$$GITHUB_STEP_SUMMARY"; fi
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -62,12 +63,12 @@ var settings = []string{
 }
 
 // startDatabase starts PostgreSQL twice: shared_buffers is read at start only.
-func startDatabase(ctx context.Context, footfall, dir string, more []string) (*database, error) {
+func startDatabase(ctx context.Context, footfall, dir string) (*database, error) {
 	d := &database{}
 	if err := d.start(ctx, footfall, dir); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}
-	for _, setting := range append(settings, more...) {
+	for _, setting := range settings {
 		if _, err := d.conn.Exec(ctx, "ALTER SYSTEM SET "+setting); err != nil {
 			return nil, errors.Join(err, d.stop())
 		}
@@ -96,7 +97,7 @@ func (d *database) start(ctx context.Context, footfall, dir string) error {
 	var url string
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
-		if rest, ok := strings.CutPrefix(lines.Text(), "psql '"); ok {
+		if _, rest, ok := strings.Cut(lines.Text(), "psql '"); ok {
 			url = strings.TrimSuffix(rest, "'")
 		}
 		if strings.Contains(lines.Text(), "msg=ready") {
@@ -135,22 +136,12 @@ func (d *database) stop() error {
 	return nil
 }
 
-// url is the DATABASE_URL of a database of the cluster.
+// url is the DATABASE_URL of a cell's database.
 func (d *database) url(name string) string {
-	return "postgres://footfall@/" + name + "?host=" + d.conn.Config().Host
+	return "postgres://footfall@/bench_" + name + "?host=" + d.conn.Config().Host
 }
 
-func (d *database) recreate(ctx context.Context, name, template string) error {
-	if _, err := d.conn.Exec(ctx, "DROP DATABASE IF EXISTS "+name); err != nil {
-		return err
-	}
-	if _, err := d.conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template); err != nil {
-		return fmt.Errorf("create database %s: %w", name, err)
-	}
-	return nil
-}
-
-// clear empties a database that fill has made. It does not make a new one: DROP
+// clear takes the visitors out of a database. It does not make a new one: DROP
 // DATABASE begins with a checkpoint, after which every other database writes
 // its pages to the WAL again.
 func (d *database) clear(ctx context.Context, name string) error {
@@ -159,73 +150,45 @@ func (d *database) clear(ctx context.Context, name string) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, "TRUNCATE visitors, days; UPDATE totals SET visits = 0, visitors = 0"); err != nil {
-		return fmt.Errorf("empty database %s: %w", name, err)
+	for _, sql := range append([]string{"TRUNCATE visitors, days"}, history(0, true)...) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("empty database %s: %w", name, err)
+		}
 	}
 	return nil
 }
 
-// traffic returns how many bytes of WAL the cluster has written, and how many
-// pages it has read into its buffers. A busy connection reports the latter once
-// a second.
-func (d *database) traffic(ctx context.Context) (wal, reads float64, err error) {
-	err = d.conn.QueryRow(ctx, `
-		SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8, sum(blks_read)::float8
-		FROM pg_stat_database`).Scan(&wal, &reads)
-	return wal, reads, err
+// wal returns how many bytes of WAL the cluster has written.
+func (d *database) wal(ctx context.Context) (bytes float64, err error) {
+	err = d.conn.QueryRow(ctx, "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8").Scan(&bytes)
+	return bytes, err
 }
 
-// query runs a query of one row and one number in a database.
-func (d *database) query(ctx context.Context, name, sql string) (number float64, err error) {
-	conn, err := pgx.Connect(ctx, d.url(name))
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(ctx)
-	err = conn.QueryRow(ctx, sql).Scan(&number)
-	return number, err
-}
-
-// fill makes the database of a cell, with all its visitors in it.
+// fill makes the database of a cell: 30 days of history, and all its visitors, of
+// whom each came once today.
 func (b *bench) fill(ctx context.Context, c cell) error {
+	var made bool
+	if err := b.db.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", "bench_"+c.Database).Scan(&made); err != nil || made || c.Program == "nethttp" {
+		return err
+	}
 	visitors := c.Visitors
-	if c.State == empty {
+	if c.Database == "none" {
 		visitors = 0
 	}
-	if made, err := b.db.exists(ctx, c.Database); err != nil || made {
+	log.Printf("filling %s", c.Database)
+	if _, err := b.db.conn.Exec(ctx, "CREATE DATABASE bench_"+c.Database); err != nil {
 		return err
 	}
-	if visitors == many { // a gigabyte, for one cell: not copied
-		return b.store(ctx, c.Database, visitors)
+	program := b.programs["footfall"]
+	if c.Program == "earlier" {
+		program = b.programs["earlier"]
 	}
-	template := fmt.Sprintf("visitors_%d", visitors)
-	made, err := b.db.exists(ctx, template)
-	if err == nil && !made {
-		err = b.store(ctx, template, visitors)
-	}
-	if err != nil {
-		return fmt.Errorf("store %d visitors: %w", visitors, err)
-	}
-	return b.db.recreate(ctx, c.Database, template)
-}
-
-func (d *database) exists(ctx context.Context, name string) (found bool, err error) {
-	err = d.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name).Scan(&found)
-	return found, err
-}
-
-// store makes a database with visitors, each of whom came once, today.
-func (b *bench) store(ctx context.Context, name string, visitors int) error {
-	log.Printf("storing %d visitors", visitors)
-	if _, err := b.db.conn.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return err
-	}
-	migrate := command(ctx, b.programs["footfall"], "migrate")
-	migrate.Env = b.environment(name)
+	migrate := command(ctx, program, "migrate")
+	migrate.Env = b.environment(c.Database)
 	if _, err := output(migrate); err != nil {
 		return err
 	}
-	conn, err := pgx.Connect(ctx, b.db.url(name))
+	conn, err := pgx.Connect(ctx, b.db.url(c.Database))
 	if err != nil {
 		return err
 	}
@@ -241,44 +204,94 @@ func (b *bench) store(ctx context.Context, name string, visitors int) error {
 		})); err != nil {
 		return err
 	}
-	if visitors > 0 {
-		if _, err := conn.Exec(ctx, "UPDATE totals SET visits = $1, visitors = $1", visitors); err != nil {
-			return err
-		}
-		if _, err := conn.Exec(ctx, "INSERT INTO days (day, visits, visitors, new_visitors) VALUES ($1, $2, $2, $2)", today, visitors); err != nil {
+	for _, sql := range append(history(visitors, c.Program != "earlier"), "VACUUM ANALYZE", "CHECKPOINT") {
+		if _, err := conn.Exec(ctx, sql); err != nil {
 			return err
 		}
 	}
-	if _, err := conn.Exec(ctx, "VACUUM ANALYZE"); err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, "CHECKPOINT")
-	return err
+	return nil
 }
 
-// afterwards verifies the databases and reads what the rounds left in them.
+// history is 30 days, today among them, with visitors who came once today. Those
+// of the days before have no rows: they are forgotten, so that verify agrees.
+func history(visitors int, forgets bool) []string {
+	statements := []string{
+		"INSERT INTO days (day, visits, visitors, new_visitors) SELECT current_date - ago, 40000 + 37 * ago, 1000, 0 FROM generate_series(1, 29) AS ago",
+		fmt.Sprintf("INSERT INTO days (day, visits, visitors, new_visitors) SELECT current_date, %d, %[1]d, %[1]d WHERE %[1]d > 0", visitors),
+		fmt.Sprintf("UPDATE totals SET visits = (SELECT sum(visits) FROM days), visitors = %d, since = now() - interval '29 days'", visitors),
+	}
+	if forgets {
+		statements = append(statements, "UPDATE days SET forgotten = visitors WHERE day < current_date",
+			"UPDATE totals SET forgotten_visits = (SELECT sum(visits) FROM days WHERE day < current_date)")
+	}
+	return statements
+}
+
+// startRedis starts one that is as durable as PostgreSQL here.
+func (b *bench) startRedis(ctx context.Context) (stop func(), err error) {
+	cmd := command(context.WithoutCancel(ctx), "redis-server", "--port", "0", "--unixsocket", b.redisSocket(), "--dir", b.dir,
+		"--appendonly", "yes", "--appendfsync", "always", "--save", "")
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	b.redis = cmd.Process.Pid
+	return func() {
+		cmd.Process.Signal(os.Interrupt) // ended or not: nothing of it is kept
+		cmd.Wait()
+	}, nil
+}
+
+func (b *bench) redisSocket() string { return filepath.Join(b.dir, "redis.sock") }
+
+// daemon returns the process of Docker's daemon: who answers on its socket; 0: there is none.
+func daemon() int {
+	conn, err := net.Dial("unix", "/var/run/docker.sock")
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	raw.Control(func(fd uintptr) {
+		if peer, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			pid = int(peer.Pid)
+		}
+	})
+	return pid
+}
+
+// hasDocker makes the image of the container whose log Docker takes, if it can.
+func (b *bench) hasDocker(ctx context.Context) bool {
+	_, err := output(command(ctx, "sh", "-c", fmt.Sprintf("tar -C %s -c footfall.bin | docker import - footfall-bench", b.dir)))
+	if err != nil || daemon() == 0 {
+		log.Printf("without the cell docker: %v", err)
+		return false
+	}
+	return true
+}
+
+// afterwards verifies what footfall counted: the rate of a program that counts
+// wrongly means nothing.
 func (b *bench) afterwards(ctx context.Context, r *results, chosen []cell) error {
 	for _, c := range chosen {
-		if _, known := r.HOT[c.Database]; known || c.Program != "footfall" || c.State == empty {
+		if c.Program != "footfall" && c.Program != "docker" {
 			continue
 		}
-		hot, err := b.db.query(ctx, c.Database, `
-			SELECT COALESCE(n_tup_hot_upd::float8 / NULLIF(n_tup_upd, 0), 0)
-			FROM pg_stat_user_tables
-			WHERE relname = 'visitors'`)
-		if err != nil {
-			return err
-		}
-		r.HOT[c.Database] = hot
-		// The rate of a program that counts wrongly means nothing.
 		verify := command(ctx, b.programs["footfall"], "verify")
 		verify.Env = b.environment(c.Database)
 		if _, err := output(verify); err != nil {
 			return fmt.Errorf("%s: %w", c.Database, err)
 		}
-		if c.Visitors == many {
-			if r.BytesPerVisitor, err = b.db.query(ctx, c.Database,
-				`SELECT pg_total_relation_size('visitors')::float8 / visitors FROM totals`); err != nil {
+		if c.Database == "many" {
+			conn, err := pgx.Connect(ctx, b.db.url(c.Database))
+			if err != nil {
+				return err
+			}
+			defer conn.Close(ctx)
+			if err := conn.QueryRow(ctx, `SELECT pg_total_relation_size('visitors')::float8 / visitors FROM totals`).Scan(&r.BytesPerVisitor); err != nil {
 				return err
 			}
 		}
@@ -316,26 +329,42 @@ type program struct {
 	addr  string
 	ready time.Duration // from its start to the first 200 of /readyz
 	log   *os.File
+	pids  []int // whose CPU time is the program's
 }
 
 func (b *bench) environment(database string) []string {
-	return []string{"DATABASE_URL=" + b.db.url(database), "VISITOR_KEY=" + b.key}
+	return []string{"DATABASE_URL=" + b.db.url(database), "VISITOR_KEY=" + b.key, "REDIS=" + b.redisSocket(),
+		"SQLITE=" + filepath.Join(b.dir, "sqlite"), "ANSWER=" + filepath.Join(b.dir, "answer")}
 }
 
-// start starts the service and waits until it is ready. Its log goes to a
-// file, as in production.
-func (b *bench) start(ctx context.Context, name, database string, env ...string) (*program, error) {
+// start starts the service of a cell and waits until it is ready. Its log goes to
+// a file, but for that of a container.
+func (b *bench) start(ctx context.Context, c cell) (*program, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
 	if err != nil {
 		return nil, err
 	}
-	p := &program{addr: ln.Addr().String(), Cmd: command(ctx, b.programs[name])}
+	p := &program{addr: ln.Addr().String()}
 	ln.Close()
+	database := c.Database
+	if !c.postgres() {
+		database = "footfall" // its page and key are prepared there
+	}
+	env := append(b.environment(database), "LISTEN_ADDR="+p.addr, "GOMEMLIMIT=375809638", // as deployed: 80 % of the default app_memory
+		fmt.Sprintf("VISITS_A_BATCH=%.0f", cmp.Or(b.batchSize[c.Connections], b.batchSize[64], 23)))
+	p.Cmd = command(ctx, b.programs[c.Program])
+	if c.Program == "docker" {
+		sockets := b.db.conn.Config().Host
+		args := []string{"run", "--rm", "--name", "footfall-bench", "--network", "host", "--log-driver", "local", "--volume", sockets + ":" + sockets}
+		for _, pair := range env {
+			args = append(args, "--env", pair)
+		}
+		p.Cmd = command(ctx, "docker", append(args, "footfall-bench", "/footfall.bin")...)
+	}
 	if p.log, err = os.Create(filepath.Join(b.dir, "log")); err != nil {
 		return nil, err
 	}
-	p.Env = append(b.environment(database), "LISTEN_ADDR="+p.addr)
-	p.Env = append(p.Env, env...)
+	p.Env = append(os.Environ(), env...)
 	p.Stdout, p.Stderr = p.log, p.log
 	began := time.Now()
 	if err := p.Start(); err != nil {
@@ -346,15 +375,55 @@ func (b *bench) start(ctx context.Context, name, database string, env ...string)
 			r.Body.Close()
 			if r.StatusCode == http.StatusOK {
 				p.ready = time.Since(began)
-				return p, nil
+				return p, p.find(ctx, c)
 			}
 		}
-		if ctx.Err() != nil || time.Since(began) > 10*time.Second {
+		if ctx.Err() != nil || time.Since(began) > 20*time.Second {
 			said, _ := os.ReadFile(p.log.Name()) // an incomplete message is better than none
-			return nil, errors.Join(fmt.Errorf("%s is not ready after 10 s:\n%s", name, said), p.stop())
+			return nil, errors.Join(fmt.Errorf("%s is not ready after 20 s:\n%s", c, said), p.stop())
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// find sets the processes whose time is the program's: in a container it has a
+// shim and a daemon who read its log.
+func (p *program) find(ctx context.Context, c cell) error {
+	p.pids = []int{p.Process.Pid}
+	if c.Program != "docker" {
+		return nil
+	}
+	text, err := output(command(ctx, "docker", "inspect", "--format", "{{.State.Pid}}", "footfall-bench"))
+	if err != nil {
+		return err
+	}
+	inside, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil {
+		return err
+	}
+	shim, err := parent(inside)
+	p.pids = []int{inside, shim, daemon()}
+	return err
+}
+
+// page returns an answer of the service, which it counts.
+func (p *program) page() (http.Header, []byte, error) {
+	request, err := http.NewRequest(http.MethodGet, "http://"+p.addr+"/", nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header.Set("X-Forwarded-For", "10.0.0.1")
+	request.Header.Set("Accept-Encoding", "identity")
+	r, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = errors.New(r.Status)
+	}
+	return r.Header, body, err
 }
 
 func (p *program) stop() error {
@@ -362,7 +431,8 @@ func (p *program) stop() error {
 	if err := p.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	if err := p.Wait(); err != nil {
+	var exit *exec.ExitError
+	if err := p.Wait(); err != nil && !(errors.As(err, &exit) && exit.ExitCode() == -1) { // nethttp has no end of its own
 		return fmt.Errorf("stop the program: %w", err)
 	}
 	return nil
@@ -418,23 +488,6 @@ func (d *database) processes() []int {
 		}
 	}
 	return pids
-}
-
-// waited is how long the threads of processes could run and got no core, in
-// seconds: the second field of schedstat, in ns (the kernel's
-// Documentation/scheduler/sched-stats.rst).
-func waited(pids ...int) float64 {
-	var sum float64
-	for _, pid := range pids {
-		paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // the pattern is valid
-		for _, path := range paths {
-			if text, err := os.ReadFile(path); err == nil { // else the thread has ended
-				ns, _ := strconv.ParseFloat(strings.Fields(string(text))[1], 64) // the kernel writes numbers
-				sum += ns / 1e9
-			}
-		}
-	}
-	return sum
 }
 
 // machineCPU is how long all cores have worked, in seconds of one core.

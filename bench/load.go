@@ -17,20 +17,22 @@ import (
 )
 
 // usage is CPU time in seconds, by user.
-type usage struct{ program, database, machine, waitedProgram, waitedDatabase float64 }
+type usage struct{ program, store, machine float64 }
 
 func (b *bench) usage(p *program) usage {
-	pids := b.db.processes()
-	u := usage{seconds(p.Process.Pid, false), 0, machineCPU(), waited(p.Process.Pid), waited(pids...)}
-	for _, pid := range pids {
-		u.database += seconds(pid, pid == b.db.postmaster) // it counts the ended ones
+	u := usage{machine: machineCPU(), store: seconds(b.redis, false)}
+	for _, pid := range p.pids {
+		u.program += seconds(pid, false)
+	}
+	for _, pid := range b.db.processes() {
+		u.store += seconds(pid, pid == b.db.postmaster) // it counts the ended ones
 	}
 	return u
 }
 
 // others is the share of the machine's CPU time that other programs took.
 func others(before, after usage, load *exec.Cmd, wall float64) float64 {
-	ours := after.program - before.program + after.database - before.database +
+	ours := after.program - before.program + after.store - before.store +
 		(load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds()
 	return max(0, after.machine-before.machine-ours) / (wall * float64(runtime.NumCPU()))
 }
@@ -46,7 +48,7 @@ const steadyWAL = 400
 // not hold them.
 func (b *bench) warmUp(ctx context.Context, p *program, c cell) error {
 	for began := time.Now(); time.Since(began) < 5*time.Minute; {
-		before, _, err := b.db.traffic(ctx)
+		before, err := b.db.wal(ctx)
 		if err != nil {
 			return err
 		}
@@ -54,11 +56,11 @@ func (b *bench) warmUp(ctx context.Context, p *program, c cell) error {
 		if err != nil {
 			return err
 		}
-		after, _, err := b.db.traffic(ctx)
+		after, err := b.db.wal(ctx)
 		if err != nil {
 			return err
 		}
-		if c.Visitors != many || c.State == empty || after-before < steadyWAL*float64(answer.Requests) {
+		if c.Database != "many" || after-before < steadyWAL*float64(answer.Requests) {
 			return nil
 		}
 	}
@@ -70,16 +72,11 @@ func (b *bench) load(ctx context.Context, p *program, c cell) (sample, error) {
 	if err := b.warmUp(ctx, p, c); err != nil {
 		return sample{}, fmt.Errorf("warm up: %w", err)
 	}
-	if c.State == checkpoint {
-		if _, err := b.db.conn.Exec(ctx, "CHECKPOINT"); err != nil {
-			return sample{}, err
-		}
-	}
 	counted, err := p.metrics()
 	if err != nil {
 		return sample{}, err
 	}
-	wal, reads, err := b.db.traffic(ctx)
+	wal, err := b.db.wal(ctx)
 	if err != nil {
 		return sample{}, err
 	}
@@ -89,7 +86,7 @@ func (b *bench) load(ctx context.Context, p *program, c cell) (sample, error) {
 		return sample{}, err
 	}
 	after, wall := b.usage(p), time.Since(began).Seconds()
-	walThen, readsThen, err := b.db.traffic(ctx)
+	walThen, err := b.db.wal(ctx)
 	if err != nil {
 		return sample{}, err
 	}
@@ -105,42 +102,35 @@ func (b *bench) load(ctx context.Context, p *program, c cell) (sample, error) {
 		return sample{Refused: answer.Refused}, nil
 	}
 	s := sample{
-		Rate:        requests / (answer.Microseconds / 1e6),
-		Refused:     answer.Refused,
-		ProgramCPU:  1e6 * (after.program - before.program) / requests,
-		DatabaseCPU: 1e6 * (after.database - before.database) / requests,
-		LoadCPU:     1e6 * (load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds() / requests,
-		OthersCPU:   others(before, after, load, wall),
-		WAL:         (walThen - wal) / requests,
-		Reads:       (readsThen - reads) / requests,
+		Rate:       requests / (answer.Microseconds / 1e6),
+		Refused:    answer.Refused,
+		ProgramCPU: 1e6 * (after.program - before.program) / requests,
+		StoreCPU:   1e6 * (after.store - before.store) / requests,
+		OthersCPU:  others(before, after, load, wall),
+		P50:        answer.P50 / 1e3,
+		P99:        answer.P99 / 1e3,
+		WAL:        (walThen - wal) / requests,
 	}
 	const committed, visits = `footfall_batches_total{result="committed"}`, `footfall_visits_total{result="counted"}`
 	if batches := countedThen[committed] - counted[committed]; batches > 0 {
-		s.Batches = batches / (answer.Microseconds / 1e6)
 		s.BatchSize = (countedThen[visits] - counted[visits]) / batches
 	}
-	status := fmt.Sprintf("/proc/%d/status", p.Process.Pid)
-	if s.Resident, err = field(status, "VmRSS:"); err != nil {
-		return sample{}, err
-	}
-	if s.ResidentPeak, err = field(status, "VmHWM:"); err != nil {
-		return sample{}, err
-	}
-	s.Resident, s.ResidentPeak = s.Resident/1024, s.ResidentPeak/1024 // kB to MiB
-	return s, nil
+	s.ResidentPeak, err = field(fmt.Sprintf("/proc/%d/status", p.pids[0]), "VmHWM:")
+	s.ResidentPeak /= 1024 // kB to MiB
+	return s, err
 }
 
 // answer is what visitors.lua prints.
 type answer struct {
 	Requests, Refused, Broken int
-	Microseconds              float64
+	Microseconds, P50, P99    float64
 }
 
 func (b *bench) wrk(ctx context.Context, p *program, c cell, seconds int) (answer, *exec.Cmd, error) {
 	b.seed++
-	cmd := command(ctx, "wrk", "-t2", "-c", strconv.Itoa(c.Connections), "-d", strconv.Itoa(seconds)+"s",
+	cmd := command(ctx, "sh", "-c", `ulimit -n $(ulimit -Hn) && exec wrk "$@"`, "wrk", "-t2", "-c", strconv.Itoa(c.Connections), "-d", strconv.Itoa(seconds)+"s",
 		"--timeout=10s", "-s", filepath.Join("bench", "visitors.lua"), "http://"+p.addr)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("VISITORS=%d", c.Visitors), "DISTRIBUTION="+c.Distribution,
+	cmd.Env = append(os.Environ(), fmt.Sprintf("VISITORS=%d", c.Visitors),
 		fmt.Sprintf("SEED=%d", 2*b.seed)) // one for each of wrk's threads
 	out, err := output(cmd)
 	if err != nil {
@@ -174,83 +164,44 @@ func (p *program) metrics() (map[string]float64, error) {
 
 // latency is how long answers take when requests arrive at a constant rate,
 // however slow the answers are. Milliseconds.
-type latency struct {
-	Rate, P50, P99, Longest float64
-	// Where the time goes: the share that takes longer than 10 ms, as seen by
-	// the client, as the program sees it from a request's arrival to its
-	// answer, and of the batches from sending to confirmation.
-	SlowClient, SlowProgram, SlowBatches float64
-	LoadCPU                              float64 // of vegeta, µs a request
-	OthersCPU                            float64
-	// How long program and PostgreSQL could run and got no core, µs a request.
-	ProgramWaited, DatabaseWaited float64
-}
+type latency struct{ Rate, P50, P99, Longest float64 }
 
 const latencySeconds = 8
 
 func (b *bench) latency(ctx context.Context, c cell, rate float64) (latency, error) {
-	random := rand.New(rand.NewPCG(uint64(b.seed), 1))
-	var targets strings.Builder
-	for range 20_000 { // then from the beginning
-		n := random.IntN(c.Visitors)
-		fmt.Fprintf(&targets, "GET http://ADDR/\nX-Forwarded-For: 10.%d.%d.%d\n\n", n>>16, n>>8&255, n&255)
-	}
-	p, err := b.start(ctx, c.Program, c.Database)
+	p, err := b.start(ctx, c)
 	if err != nil {
 		return latency{}, err
 	}
 	defer p.stop() // an error here does not change the figures
-	file, results := filepath.Join(b.dir, "targets"), filepath.Join(b.dir, "answers")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(targets.String(), "ADDR", p.addr)), 0o644); err != nil {
+	random := rand.New(rand.NewPCG(uint64(b.seed), 1))
+	var targets strings.Builder
+	for range 20_000 { // then from the beginning
+		n := random.IntN(c.Visitors)
+		fmt.Fprintf(&targets, "GET http://%s/\nX-Forwarded-For: 10.%d.%d.%d\n\n", p.addr, n>>16, n>>8&255, n&255)
+	}
+	file, answers := filepath.Join(b.dir, "targets"), filepath.Join(b.dir, "answers")
+	if err := os.WriteFile(file, []byte(targets.String()), 0o644); err != nil {
 		return latency{}, err
 	}
 	// A request that finds all 256 connections busy waits, and its wait counts.
-	attack := func(seconds int) (*exec.Cmd, error) {
-		cmd := command(ctx, b.vegeta, "attack", "-targets", file, "-output", results, "-rate", fmt.Sprintf("%.0f/1s", rate),
-			"-duration", fmt.Sprintf("%ds", seconds), "-connections=256", "-max-connections=256", "-workers=256", "-max-body=0")
-		_, err := output(cmd)
-		return cmd, err
+	for _, seconds := range []int{2, latencySeconds} { // the first opens the connections
+		if _, err := output(command(ctx, filepath.Join(b.dir, "vegeta"), "attack", "-targets", file, "-output", answers, "-rate", fmt.Sprintf("%.0f/1s", rate),
+			"-duration", fmt.Sprintf("%ds", seconds), "-connections=256", "-max-connections=256", "-workers=256", "-max-body=0")); err != nil {
+			return latency{}, err
+		}
 	}
-	if _, err := attack(2); err != nil { // opens the connections
-		return latency{}, err
-	}
-	counted, err := p.metrics()
-	if err != nil {
-		return latency{}, err
-	}
-	before, began := b.usage(p), time.Now()
-	load, err := attack(latencySeconds)
-	if err != nil {
-		return latency{}, err
-	}
-	after, wall := b.usage(p), time.Since(began).Seconds()
-	countedThen, err := p.metrics()
-	if err != nil {
-		return latency{}, err
-	}
-	slow := func(histogram, label string) float64 {
-		n := func(name string) float64 { return countedThen[histogram+name] - counted[histogram+name] }
-		all := n("_bucket{" + label + `le="+Inf"}`)
-		return (all - n("_bucket{"+label+`le="0.01"}`)) / all
-	}
-	l := latency{
-		SlowProgram: slow("footfall_http_request_duration_seconds", `route="/",`),
-		SlowBatches: slow("footfall_batch_duration_seconds", ""),
-		OthersCPU:   others(before, after, load, wall),
-	}
-	text, err := output(command(ctx, b.vegeta, "report", "-type=json", "-buckets=[0,10ms]", results))
+	text, err := output(command(ctx, filepath.Join(b.dir, "vegeta"), "report", "-type=json", answers))
 	if err != nil {
 		return latency{}, err
 	}
 	var report struct {
 		Rate, Success float64
-		Requests      float64
 		Latencies     struct {
 			P50 float64 `json:"50th"`
 			P99 float64 `json:"99th"`
 			Max float64
 		}
-		Buckets map[string]float64
 	}
 	if err := json.Unmarshal([]byte(text), &report); err != nil {
 		return latency{}, fmt.Errorf("read vegeta's report: %w", err)
@@ -258,10 +209,6 @@ func (b *bench) latency(ctx context.Context, c cell, rate float64) (latency, err
 	if report.Success < 1 {
 		return latency{}, fmt.Errorf("only %.4f of the answers were 200", report.Success)
 	}
-	l.Rate, l.P50, l.P99, l.Longest = report.Rate, report.Latencies.P50/1e6, report.Latencies.P99/1e6, report.Latencies.Max/1e6
-	l.SlowClient = report.Buckets["10000000"] / report.Requests
-	l.ProgramWaited = 1e6 * (after.waitedProgram - before.waitedProgram) / report.Requests
-	l.DatabaseWaited = 1e6 * (after.waitedDatabase - before.waitedDatabase) / report.Requests
-	l.LoadCPU = 1e6 * (load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds() / report.Requests
-	return l, nil
+	l := report.Latencies
+	return latency{report.Rate, l.P50 / 1e6, l.P99 / 1e6, l.Max / 1e6}, nil
 }

@@ -10,11 +10,12 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,66 +23,42 @@ import (
 
 // cell is one thing that is measured in each round.
 type cell struct {
-	Program      string // footfall, or one of variants/
-	Database     string
-	Visitors     int // that the visits are drawn from
-	Connections  int
-	Distribution string // of the visits over the visitors: uniform, zipf
-	State        state  // of the table when a run begins
+	Program     string // see programs
+	Database    string
+	Visitors    int // that the visits are drawn from
+	Connections int
 }
 
-type state string
+func (c cell) String() string { return fmt.Sprintf("%s %d %d", c.Database, c.Visitors, c.Connections) }
 
 const (
-	asLeft     state = ""           // by the run before
-	empty      state = "empty"      // no visitors
-	checkpoint state = "checkpoint" // after a checkpoint: the first change of a page writes all of it to the WAL
+	many   = 10_000_000
+	before = "439401b" // the commit that earlier is built from
 )
 
-func (c cell) String() string {
-	name := fmt.Sprintf("%s %s %d", c.Database, c.Distribution, c.Connections)
-	return strings.TrimSpace(name + " " + string(c.State))
-}
-
-// counterpart is the cell of footfall that c is compared with.
-func (c cell) counterpart() cell {
-	c.Database = "footfall_" + strconv.Itoa(c.Visitors)
-	c.Program, c.State = "footfall", asLeft
-	return c
-}
-
-const many = 10_000_000
-
-// cells are in the order of a round: those that are compared follow each other.
-// footfall comes before limit, which renews its page as often as footfall did.
+// cells are in the order of a round. footfall comes first: the page of others is
+// renewed as often as it commits a batch.
 func cells() []cell {
-	var all []cell
-	for _, visitors := range []int{1, 1000, 1_000_000} {
-		for _, program := range []string{"footfall", "limit", "single", "naive"} {
-			all = append(all, cell{program, fmt.Sprintf("%s_%d", program, visitors), visitors, 64, "uniform", asLeft})
-		}
+	all := []cell{{"footfall", "footfall", 1000, 64}}
+	for _, program := range []string{"nethttp", "earlier", "redis", "naive", "single", "sqlite", "docker"} {
+		all = append(all, cell{program, program, 1000, 64})
 	}
-	for _, program := range []string{"footfall", "limit"} {
-		all = append(all, cell{program, program + "_1000", 1000, 1024, "uniform", asLeft})
-	}
-	for _, distribution := range []string{"zipf", "uniform"} {
-		all = append(all,
-			cell{"footfall", "footfall_empty", many, 64, distribution, empty},
-			cell{"footfall", fmt.Sprintf("footfall_%d", many), many, 64, distribution, asLeft})
-	}
-	return append(all, cell{"footfall", fmt.Sprintf("footfall_%d", many), many, 64, "uniform", checkpoint})
+	return append(all,
+		cell{"footfall", "footfall", 1000, 1024}, cell{"nethttp", "nethttp", 1000, 1024}, cell{"earlier", "earlier", 1000, 1024}, cell{"redis", "redis", 1000, 1024},
+		cell{"footfall", "footfall", 1000, 8192},
+		cell{"footfall", "million", 1_000_000, 64}, cell{"naive", "million_naive", 1_000_000, 64},
+		cell{"footfall", "none", many, 64}, cell{"footfall", "many", many, 64})
 }
 
-// sample is what one run of a cell gave. CPU is in µs a request.
+// sample is what one run of a cell gave. CPU is in µs per visit.
 type sample struct {
-	Rate                    float64 // answers with status 200, per second
-	Refused                 int     // other answers
-	ProgramCPU, DatabaseCPU float64
-	LoadCPU                 float64 // of the load generator
-	OthersCPU               float64 // share of the machine that everything else took
-	Resident, ResidentPeak  float64 // MiB
-	Batches, BatchSize      float64 // per second; visits
-	WAL, Reads              float64 // a request: bytes; pages that PostgreSQL's buffers did not hold
+	Rate                 float64 // answers with status 200, per second
+	Refused              int     // other answers
+	ProgramCPU, StoreCPU float64 // with a daemon of Docker in the program's
+	OthersCPU            float64 // share of the machine that everything else took
+	ResidentPeak         float64 // MiB
+	BatchSize, P50, P99  float64 // visits; ms
+	WAL                  float64 // bytes per visit
 }
 
 // results is everything that was measured; report.go writes it.
@@ -94,7 +71,12 @@ type results struct {
 	ReadyMS                       []float64
 	BinaryMB                      float64
 	BytesPerVisitor               float64
-	HOT                           map[string]float64 // share of the updates of visitors, by database
+	AnswerBytes                   map[string]int // headers and page, by program
+}
+
+type options struct {
+	rounds, seconds int
+	only            *regexp.Regexp
 }
 
 func main() {
@@ -103,40 +85,29 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "how often each cell is measured")
 	flag.IntVar(&o.seconds, "seconds", 4, "length of one measurement")
 	only := flag.String("only", "", "measure the `cells` that match this regular expression, and write no results")
-	flag.Func("set", "give PostgreSQL the setting `name=value`, and write no results; may be repeated", func(s string) error {
-		o.settings = append(o.settings, s)
-		return nil
-	})
 	flag.Parse()
 	o.only = regexp.MustCompile(*only)
-	short := *only != "" || o.rounds < 5 || len(o.settings) > 0
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r, err := measure(ctx, o)
 	if err == nil {
-		err = r.write(!short)
+		err = r.write(*only == "" && o.rounds >= 5)
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-type options struct {
-	rounds, seconds int
-	only            *regexp.Regexp
-	settings        []string // of PostgreSQL, in addition to the fixed ones
-}
-
 // bench is what all measurements share.
 type bench struct {
 	options
-	dir      string // temporary
-	programs map[string]string
-	vegeta   string
-	db       *database
-	key      string           // VISITOR_KEY
-	seed     int              // of the last draw of visitors; each draw has another
-	batches  map[cell]float64 // visits a batch in this round, by footfall's cell
+	dir       string // temporary
+	programs  map[string]string
+	db        *database
+	redis     int             // its process
+	key       string          // VISITOR_KEY
+	seed      int             // of the last draw of visitors; each draw has another
+	batchSize map[int]float64 // of footfall in this round, by connections
 }
 
 func measure(ctx context.Context, o options) (r *results, err error) {
@@ -150,57 +121,53 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	b := &bench{options: o, dir: dir, key: strings.Repeat("bench", 8), batches: map[cell]float64{}}
+	b := &bench{options: o, dir: dir, key: strings.Repeat("bench", 8), batchSize: map[int]float64{}}
 	log.Print("building")
 	if err := b.build(ctx); err != nil {
 		return nil, err
 	}
-	if b.db, err = startDatabase(ctx, b.programs["footfall"], dir, o.settings); err != nil {
+	if b.db, err = startDatabase(ctx, b.programs["footfall"], dir); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.db.stop()) }()
-	r = &results{Rounds: o.rounds, Seconds: o.seconds, Began: time.Now().UTC(), Samples: map[string][]sample{}, HOT: map[string]float64{}}
+	stopRedis, err := b.startRedis(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer stopRedis()
+	r = &results{Rounds: o.rounds, Seconds: o.seconds, Began: time.Now().UTC(), Samples: map[string][]sample{}, AnswerBytes: map[string]int{}}
 	if err := r.describe(ctx, b); err != nil {
 		return nil, err
 	}
-	var chosen []cell
-	for _, c := range cells() {
-		if o.only.MatchString(c.String()) {
+	base := cells()[0]
+	chosen := []cell{base}
+	for _, c := range cells()[1:] {
+		if o.only.MatchString(c.String()) && (c.Program != "docker" || b.hasDocker(ctx)) {
 			chosen = append(chosen, c)
 		}
 	}
-	base := cell{"footfall", "footfall_1000", 1000, 64, "uniform", asLeft}
-	for _, c := range append(chosen, base) {
+	for _, c := range chosen {
 		if err := b.fill(ctx, c); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("fill %s: %w", c, err)
 		}
 	}
-	for range 10 {
-		p, err := b.start(ctx, base.Program, base.Database)
-		if err != nil {
-			return nil, err
-		}
-		r.ReadyMS = append(r.ReadyMS, float64(p.ready.Microseconds())/1000)
-		if err := p.stop(); err != nil {
-			return nil, err
-		}
+	if err := b.reference(ctx, base, r); err != nil {
+		return nil, err
 	}
 	for round := range o.rounds {
 		for _, c := range chosen {
-			s, err := b.run(ctx, c)
+			s, err := b.run(ctx, c, r)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c, err)
 			}
-			log.Printf("round %d  %-36s %8.0f/s  CPU µs: %4.0f program, %4.0f PostgreSQL, %3.0f load; %.1f MiB; %.0f batches/s of %.1f; %.0f bytes of WAL, %.2f page reads a visit; others %.0f %%; refused %d",
-				round+1, c, s.Rate, s.ProgramCPU, s.DatabaseCPU, s.LoadCPU, s.ResidentPeak, s.Batches, s.BatchSize, s.WAL, s.Reads, 100*s.OthersCPU, s.Refused)
+			log.Printf("round %d  %-24s %8.0f/s  CPU µs: %5.0f program, %5.0f store; p99 %.1f ms; %.1f MiB; batches of %.1f; %.0f bytes of WAL; others %.0f %%; refused %d",
+				round+1, c, s.Rate, s.ProgramCPU, s.StoreCPU, s.P99, s.ResidentPeak, s.BatchSize, s.WAL, 100*s.OthersCPU, s.Refused)
 			r.Samples[c.String()] = append(r.Samples[c.String()], s)
 			if c == base {
 				l, err := b.latency(ctx, c, s.Rate/2)
 				if err != nil {
 					return nil, fmt.Errorf("latency: %w", err)
 				}
-				log.Printf("round %d  latency at %.0f/s: p50 %.1f, p99 %.1f, longest %.0f ms; over 10 ms: %.2f %% at the client, %.2f %% in the program, %.2f %% of the batches; waited for a core, µs a request: %.0f program, %.0f PostgreSQL; others %.0f %%",
-					round+1, l.Rate, l.P50, l.P99, l.Longest, 100*l.SlowClient, 100*l.SlowProgram, 100*l.SlowBatches, l.ProgramWaited, l.DatabaseWaited, 100*l.OthersCPU)
 				r.Latency = append(r.Latency, l)
 			}
 		}
@@ -208,72 +175,113 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 	return r, b.afterwards(ctx, r, chosen)
 }
 
-// build makes the program as a release has it, and its variants: the same
-// sources with another recorder.go.
-func (b *bench) build(ctx context.Context) error {
-	b.programs = map[string]string{}
-	recorder, err := filepath.Abs("recorder.go")
-	if err != nil {
-		return err
-	}
-	for _, name := range []string{"footfall", "limit", "single", "naive"} {
-		overlay := map[string]map[string]string{"Replace": {}}
-		if name != "footfall" {
-			source, err := os.ReadFile(filepath.Join("bench", "variants", name+".go"))
-			if err != nil {
-				return err
-			}
-			replacement := filepath.Join(b.dir, name+".go")
-			source = []byte(strings.TrimPrefix(string(source), "//go:build ignore\n"))
-			if err := os.WriteFile(replacement, source, 0o644); err != nil {
-				return err
-			}
-			overlay["Replace"][recorder] = replacement
-		}
-		file := filepath.Join(b.dir, name+".json")
-		list, err := json.Marshal(overlay)
+// reference keeps footfall's answer for nethttp, and how long it takes to be ready.
+func (b *bench) reference(ctx context.Context, base cell, r *results) error {
+	for range 10 {
+		p, err := b.start(ctx, base)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(file, list, 0o644); err != nil {
+		r.ReadyMS = append(r.ReadyMS, float64(p.ready.Microseconds())/1000)
+		header, body, err := p.page()
+		if err == nil {
+			header.Del("Date")
+			var text []byte
+			text, err = json.Marshal(map[string]any{"Header": header, "Body": body})
+			err = cmp.Or(err, os.WriteFile(filepath.Join(b.dir, "answer"), text, 0o644))
+		}
+		if err := errors.Join(err, p.stop()); err != nil {
 			return err
 		}
-		b.programs[name] = filepath.Join(b.dir, name)
-		build := command(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-overlay", file, "-o", b.programs[name], ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if _, err := output(build); err != nil {
+	}
+	return nil
+}
+
+// build makes the program as a release has it, its variants (the same sources
+// with another recorder.go), bare net/http and the program of an earlier commit.
+func (b *bench) build(ctx context.Context) error {
+	b.programs = map[string]string{}
+	goBuild := func(name, dir string, args ...string) error {
+		b.programs[name] = filepath.Join(b.dir, name+".bin")
+		cmd := command(ctx, "go", append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", b.programs[name]}, args...)...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+		_, err := output(cmd)
+		return err
+	}
+	earlier := filepath.Join(b.dir, before)
+	archive := command(ctx, "sh", "-c", fmt.Sprintf("mkdir %[1]s && git archive %[2]s | tar -x -C %[1]s", earlier, before))
+	if _, err := output(archive); err != nil {
+		return fmt.Errorf("%s, for which the whole history is needed: %w", before, err)
+	}
+	if err := errors.Join(goBuild("footfall", ""), goBuild("nethttp", "", "./bench/nethttp"), goBuild("earlier", earlier)); err != nil {
+		return err
+	}
+	// SQLite's driver is in a copy of go.mod, not in the program's.
+	mod := filepath.Join(b.dir, "go.mod")
+	if _, err := output(command(ctx, "sh", "-c", fmt.Sprintf("cp go.mod go.sum %s && go get -modfile=%s modernc.org/sqlite@v1.62.0", b.dir, mod))); err != nil {
+		return err
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"naive", "single", "redis", "sqlite"} {
+		replace := map[string]string{}
+		for file, variant := range map[string]string{"recorder.go": name, "variant.go": "variant"} {
+			source, err := os.ReadFile(filepath.Join("bench", "variants", variant+".go"))
+			if err != nil {
+				return err
+			}
+			replace[filepath.Join(root, file)] = filepath.Join(b.dir, name+file)
+			if err := os.WriteFile(filepath.Join(b.dir, name+file), source[len("//go:build ignore\n"):], 0o644); err != nil {
+				return err
+			}
+		}
+		list, err := json.Marshal(map[string]any{"Replace": replace})
+		if err != nil {
+			return err
+		}
+		overlay := filepath.Join(b.dir, name+".json")
+		if err := errors.Join(os.WriteFile(overlay, list, 0o644), goBuild(name, "", "-mod=mod", "-modfile="+mod, "-overlay="+overlay, ".")); err != nil {
 			return fmt.Errorf("build %s: %w", name, err)
 		}
 	}
 	install := command(ctx, "go", "install", "github.com/tsenart/vegeta/v12@v12.13.0")
 	install.Env = append(os.Environ(), "GOBIN="+b.dir)
-	b.vegeta = filepath.Join(b.dir, "vegeta")
 	_, err = output(install)
 	return err
 }
 
 // run measures a cell once.
-func (b *bench) run(ctx context.Context, c cell) (sample, error) {
-	if c.State == empty {
+func (b *bench) run(ctx context.Context, c cell, r *results) (sample, error) {
+	if c.Database == "none" {
 		if err := b.db.clear(ctx, c.Database); err != nil {
 			return sample{}, err
 		}
 	}
-	var env []string
-	if c.Program == "limit" {
-		size, measured := b.batches[c.counterpart()]
-		if !measured {
-			return sample{}, errors.New("limit renews its page as often as footfall did: let -only match that cell of footfall as well")
-		}
-		env = []string{fmt.Sprintf("VISITS_A_BATCH=%.0f", size)}
-	}
-	p, err := b.start(ctx, c.Program, c.Database, env...)
+	p, err := b.start(ctx, c)
 	if err != nil {
 		return sample{}, err
 	}
+	header, body, err := p.page()
+	if err != nil {
+		return sample{}, errors.Join(err, p.stop())
+	}
+	r.AnswerBytes[c.Program] = len(body) + headerBytes(header)
 	s, err := b.load(ctx, p, c)
-	if c.Program == "footfall" {
-		b.batches[c] = s.BatchSize
+	if c.Program == "footfall" && c.Visitors == 1000 {
+		b.batchSize[c.Connections] = s.BatchSize
 	}
 	return s, cmp.Or(err, p.stop())
 }
+
+// headerBytes is what a response's head takes, its first line included.
+func headerBytes(h http.Header) int {
+	var text strings.Builder
+	h.Write(&text)
+	return len("HTTP/1.1 200 OK\r\n") + text.Len() + len("\r\n")
+}
+
+var usesPostgres = []string{"footfall", "earlier", "naive", "single", "docker"}
+
+func (c cell) postgres() bool { return slices.Contains(usesPostgres, c.Program) }

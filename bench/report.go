@@ -46,7 +46,7 @@ func number(v float64, digits int) string {
 }
 
 func rate(s sample) float64 { return s.Rate }
-func cpu(s sample) float64  { return s.ProgramCPU + s.DatabaseCPU }
+func cpu(s sample) float64  { return s.ProgramCPU }
 func peak(s sample) float64 { return s.ResidentPeak }
 
 func (r *results) of(cell string, value func(sample) float64) spread {
@@ -81,18 +81,32 @@ type figure struct {
 }
 
 func (r *results) figures() []figure {
-	const base = "_1000 uniform 64"
-	big, empty := fmt.Sprintf("footfall_%d ", many), "footfall_empty "
+	const base, crowd = " 1000 64", " 1000 1024"
+	store := func(s sample) float64 { return s.StoreCPU }
 	all := []figure{
-		{"rate, of the limit's, 64 connections", r.ratio("footfall"+base, "limit"+base, rate), 2, ""},
-		{"rate, of the limit's, 1,024 connections", r.ratio("footfall_1000 uniform 1024", "limit_1000 uniform 1024", rate), 2, ""},
-		{"CPU a request, times the limit's", r.ratio("footfall"+base, "limit"+base, cpu), 2, ""},
+		{"rate, of bare net/http's with the same bytes, 64 connections", r.ratio("footfall"+base, "nethttp"+base, rate), 2, ""},
+		{"the same, 1,024 connections", r.ratio("footfall"+crowd, "nethttp"+crowd, rate), 2, ""},
+		{"CPU of the program per visit, times bare net/http's, 64 connections", r.ratio("footfall"+base, "nethttp"+base, cpu), 2, ""},
+		{"the same, 1,024 connections", r.ratio("footfall"+crowd, "nethttp"+crowd, cpu), 2, ""},
+		{"rate, times that of commit " + before + ", 64 connections", r.ratio("footfall"+base, "earlier"+base, rate), 2, ""},
+		{"the same, 1,024 connections", r.ratio("footfall"+crowd, "earlier"+crowd, rate), 2, ""},
+		{"CPU of the program per visit, times that of " + before, r.ratio("footfall"+base, "earlier"+base, cpu), 2, ""},
+		{"CPU of PostgreSQL per visit, times that of " + before, r.ratio("footfall"+base, "earlier"+base, store), 2, ""},
+		{"rate, times Redis with AOF always, 64 connections", r.ratio("footfall"+base, "redis"+base, rate), 2, ""},
+		{"the same, 1,024 connections", r.ratio("footfall"+crowd, "redis"+crowd, rate), 2, ""},
+		{"rate, times SQLite (WAL, FULL)", r.ratio("footfall"+base, "sqlite"+base, rate), 1, ""},
 		{"rate, times naive", r.ratio("footfall"+base, "naive"+base, rate), 1, ""},
 		{"rate, times single", r.ratio("footfall"+base, "single"+base, rate), 1, ""},
+		{"CPU per visit in a container with Docker's daemon, times that with the log in a file", r.ratio("docker"+base, "footfall"+base, cpu), 2, ""},
 		{"99 % of the answers at half the rate, constant arrival, 256 connections", spreadOf(each(r.Latency, func(l latency) float64 { return l.P99 })), 1, " ms"},
-		{"rate with 10 million visitors stored, of an empty table's, Zipf", r.ratio(big+"zipf 64", empty+"zipf 64 empty", rate), 2, ""},
-		{"the same, uniform", r.ratio(big+"uniform 64", empty+"uniform 64 empty", rate), 2, ""},
-		{"resident memory, peak under full load, 64 connections", r.of("footfall"+base, peak), 1, " MiB"},
+		{"half of them", spreadOf(each(r.Latency, func(l latency) float64 { return l.P50 })), 1, " ms"},
+		{"rate with a million visitors, times naive", r.ratio("million 1000000 64", "million_naive 1000000 64", rate), 0, ""},
+		{"rate with a million visitors, of that with 1,000", r.ratio("million 1000000 64", "footfall"+base, rate), 2, ""},
+		{"rate with 10 million visitors stored, of an empty table's", r.ratio(fmt.Sprintf("many %d 64", many), fmt.Sprintf("none %d 64", many), rate), 2, ""},
+		{"bytes per visitor on disk, index included", spreadOf([]float64{r.BytesPerVisitor}), 0, ""},
+		{"memory, peak at full load, 64 connections", r.of("footfall"+base, peak), 1, " MiB"},
+		{"the same, 1,024 connections", r.of("footfall"+crowd, peak), 1, " MiB"},
+		{"the same, 8,192 connections", r.of("footfall 1000 8192", peak), 1, " MiB"},
 		{"ready after start, on a migrated database", spreadOf(r.ReadyMS), 0, " ms"},
 		{"stripped binary", spreadOf([]float64{r.BinaryMB}), 1, " MB"},
 	}
@@ -101,15 +115,15 @@ func (r *results) figures() []figure {
 
 func (r *results) markdown(w io.Writer) {
 	fmt.Fprintf(w, "# Results\n\nMade by `make bench` on %s, on a machine of %s with PostgreSQL %s and Go %s, from commit %s:\n"+
-		"%d rounds of %d s a cell, load generator and PostgreSQL on the same cores. Medians with [lowest–highest].\n\n",
+		"%d rounds of %d s per cell, load generator and stores on the same cores. Medians with [lowest–highest].\n\n",
 		r.Began.Format("2 January 2006"), r.Machine, r.Postgres, r.Go, r.Commit, r.Rounds, r.Seconds)
 	fmt.Fprint(w, "## Summary\n\nWith 1,000 visitors unless another number is given; ratios compare cells of the same round.\n\n| figure | measured |\n| --- | --- |\n")
 	for _, f := range r.figures() {
 		fmt.Fprintf(w, "| %s | %s%s |\n", f.what, f.got.text(f.digits), f.unit)
 	}
-	fmt.Fprint(w, "\n## Rates\n\nCPU in µs a request. *Others*: the share of the machine that went to none of these programs while they ran.\n\n"+
-		"| | visitors | connections | requests/s | footfall's, times this | program | PostgreSQL | wrk | batches/s | visits a batch | WAL, bytes a visit | page reads a visit | peak memory, MiB | others | refused |\n"+
-		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	fmt.Fprint(w, "\n## Cells\n\nCPU in µs per visit. *Others*: the share of the machine that went to none of these programs while they ran.\n\n"+
+		"| | visitors | connections | requests/s | p50, ms | p99, ms | program | store | visits per batch | WAL, bytes per visit | peak memory, MiB | bytes of an answer | others | refused |\n"+
+		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, c := range cells() {
 		samples := r.Samples[c.String()]
 		if samples == nil {
@@ -118,67 +132,21 @@ func (r *results) markdown(w io.Writer) {
 		median := func(digits int, value func(sample) float64) string {
 			return number(spreadOf(each(samples, value)).median, digits)
 		}
-		visitors := number(float64(c.Visitors), 0)
-		if c.Visitors == many {
-			visitors += ", " + c.Distribution
-		}
-		switch c.State {
-		case empty:
-			visitors += ", none stored before"
-		case checkpoint:
-			visitors += ", after a checkpoint"
-		}
 		refused := 0
 		for _, s := range samples {
 			refused += s.Refused
 		}
-		comparison := ""
-		if other := c.counterpart().String(); other != c.String() {
-			comparison = r.ratio(other, c.String(), rate).text(2)
+		visitors := number(float64(c.Visitors), 0)
+		if c.Database == "none" {
+			visitors += ", none stored before"
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s %% | %d |\n", c.Program, visitors,
-			number(float64(c.Connections), 0), spreadOf(each(samples, rate)).text(0), comparison,
-			median(0, func(s sample) float64 { return s.ProgramCPU }), median(0, func(s sample) float64 { return s.DatabaseCPU }),
-			median(0, func(s sample) float64 { return s.LoadCPU }), median(0, func(s sample) float64 { return s.Batches }),
-			median(1, func(s sample) float64 { return s.BatchSize }),
-			median(0, func(s sample) float64 { return s.WAL }), median(2, func(s sample) float64 { return s.Reads }), median(1, peak),
-			median(0, func(s sample) float64 { return 100 * s.OthersCPU }), refused)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %d | %s %% | %d |\n", c.Program, visitors,
+			number(float64(c.Connections), 0), spreadOf(each(samples, rate)).text(0),
+			median(1, func(s sample) float64 { return s.P50 }), median(1, func(s sample) float64 { return s.P99 }),
+			median(0, cpu), median(0, func(s sample) float64 { return s.StoreCPU }),
+			median(1, func(s sample) float64 { return s.BatchSize }), median(0, func(s sample) float64 { return s.WAL }), median(1, peak),
+			r.AnswerBytes[c.Program], median(0, func(s sample) float64 { return 100 * s.OthersCPU }), refused)
 	}
-	if len(r.Latency) > 0 {
-		fmt.Fprint(w, "\n## Latency at half of the rate\n\n| | |\n| --- | --- |\n")
-		for _, line := range []struct {
-			what   string
-			digits int
-			value  func(latency) float64
-		}{
-			{"requests/s", 0, func(l latency) float64 { return l.Rate }},
-			{"p50, ms", 1, func(l latency) float64 { return l.P50 }},
-			{"p99, ms", 1, func(l latency) float64 { return l.P99 }},
-			{"longest, ms", 0, func(l latency) float64 { return l.Longest }},
-			{"over 10 ms at the client, %", 2, func(l latency) float64 { return 100 * l.SlowClient }},
-			{"over 10 ms in the program, %", 2, func(l latency) float64 { return 100 * l.SlowProgram }},
-			{"batches over 10 ms, %", 2, func(l latency) float64 { return 100 * l.SlowBatches }},
-			{"the program waited for a core, µs a request", 0, func(l latency) float64 { return l.ProgramWaited }},
-			{"PostgreSQL waited for a core, µs a request", 0, func(l latency) float64 { return l.DatabaseWaited }},
-			{"CPU of vegeta, µs a request", 0, func(l latency) float64 { return l.LoadCPU }},
-			{"others, %", 0, func(l latency) float64 { return 100 * l.OthersCPU }},
-		} {
-			fmt.Fprintf(w, "| %s | %s |\n", line.what, spreadOf(each(r.Latency, line.value)).text(line.digits))
-		}
-	}
-	fmt.Fprint(w, "\n## The table of visitors\n\n")
-	if r.BytesPerVisitor > 0 {
-		fmt.Fprintf(w, "A visitor takes %.0f bytes on disk, index included. ", r.BytesPerVisitor)
-	}
-	var hot []string
-	for _, c := range cells() {
-		share, ok := r.HOT[c.Database]
-		text := fmt.Sprintf("%.1f %% with %s", 100*share, number(float64(c.Visitors), 0))
-		if ok && !slices.Contains(hot, text) {
-			hot = append(hot, text)
-		}
-	}
-	fmt.Fprintf(w, "Updates that stayed on their page and touched no index (HOT): %s visitors.\n", strings.Join(hot, ", "))
 }
 
 //go:embed results.svg.tmpl
@@ -186,43 +154,25 @@ var drawing string
 
 // bar is one line of the drawing.
 type bar struct {
-	Y, Width, TextX     float64
-	Program, Rate, Note string
+	Y, Width, TextX            float64
+	Program, Label, Rate, Note string
 }
 
-type group struct {
-	Y     float64
-	Title string
-	Bars  []bar
-}
-
-// svg draws the rates as bars.
+// svg draws the rates with 64 connections as bars.
 func (r *results) svg(w io.Writer) error {
-	const left, full = 92.0, 440.0 // where bars begin; the longest
-	longest := 0.0
-	for _, visitors := range []int{1, 1000, 1_000_000} {
-		longest = max(longest, r.of(fmt.Sprintf("limit_%d uniform 64", visitors), rate).median)
+	const left, full = 176.0, 400.0 // where bars begin; the longest
+	y := 62.0
+	var bars []bar
+	labels := []struct{ program, text string }{{"nethttp", "net/http, no storage"}, {"footfall", "footfall"}, {"redis", "Redis, AOF always"},
+		{"naive", "upsert + count(*)"}, {"single", "upsert + totals row"}, {"sqlite", "SQLite, WAL, FULL"}}
+	longest := r.of("nethttp 1000 64", rate).median
+	for _, l := range labels {
+		y += 26
+		s := r.of(l.program+" 1000 64", rate)
+		width := full * s.median / longest
+		bars = append(bars, bar{y, width, left + width + 6, l.program, l.text, number(s.median, 0), fmt.Sprintf("%s to %s", number(s.low, 0), number(s.high, 0))})
 	}
-	y := 78.0
-	var groups []group
-	for _, visitors := range []int{1, 1000, 1_000_000} {
-		g := group{Y: y, Title: number(float64(visitors), 0) + " visitors"}
-		if visitors == 1 {
-			g.Title = "1 visitor"
-		}
-		for _, program := range []string{"limit", "footfall", "naive", "single"} {
-			y += 22
-			s := r.of(fmt.Sprintf("%s_%d uniform 64", program, visitors), rate)
-			width := full * s.median / longest
-			g.Bars = append(g.Bars, bar{y, width, left + width + 6, program, number(s.median, 0),
-				fmt.Sprintf("%s to %s", number(s.low, 0), number(s.high, 0))})
-		}
-		groups = append(groups, g)
-		y += 38
-	}
-	return template.Must(template.New("").Parse(drawing)).Execute(w, map[string]any{
-		"Height": y, "Foot": y - 12, "Groups": groups, "Machine": r.Machine,
-	})
+	return template.Must(template.New("").Parse(drawing)).Execute(w, map[string]any{"Height": y + 50, "Foot": y + 36, "Bars": bars, "Machine": r.Machine})
 }
 
 // write prints the tables and keeps all numbers in out/; when the run was

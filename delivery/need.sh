@@ -37,7 +37,7 @@ with_apt() {
 	as_root env DEBIAN_FRONTEND=noninteractive \
 		apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"
 	if [ -d /run/systemd/system ]; then # else they would start at the next boot
-		for unit in prometheus pgbouncer; do
+		for unit in prometheus pgbouncer redis-server; do
 			[[ " $* " != *" $unit "* ]] || as_root systemctl --quiet disable $unit
 		done
 	fi
@@ -51,6 +51,7 @@ case $name in
 postgres) deb=postgresql rpm=/usr/bin/initdb brew=postgresql@17 ;;
 promtool) deb=prometheus rpm=/usr/bin/promtool brew=prometheus ;;
 dot) deb=graphviz rpm=/usr/bin/dot brew=graphviz ;;
+redis-server) deb=redis-server rpm=/usr/bin/redis-server brew=redis ;;
 cc) deb="gcc libc6-dev" rpm=/usr/bin/gcc brew=gcc ;;
 ansible-lint) deb="ansible-lint ansible" rpm=/usr/bin/ansible-lint brew=ansible-lint ;;
 *) deb=$name rpm=/usr/bin/$name brew=$name ;;

@@ -1,57 +1,27 @@
 //go:build ignore
 
-// This recorder does what most counters do: one upsert and a count(*) over all
-// rows for each visit. The benchmark builds the program with it
-// instead of recorder.go.
+// What most counters do: one upsert and a count(*) over all rows for each visit.
 package main
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"time"
 
 	"footfall/internal/visitor"
 )
 
-const visitTimeout = 1800 * time.Millisecond
-
-var errNotCounted = errors.New("not counted")
-
-type recorder struct{ store *store }
-
-type visit struct {
-	receipt *receipt
-	n       int64
-}
-
-func (v visit) standing() standing        { return standing{visits: v.n} }
-func (v visit) share(make func() any) any { return make() }
-
-func newRecorder(s *store, log *slog.Logger, m *metrics) *recorder {
+func openVariant(s *store) func(context.Context, visitor.ID) (counted, error) {
 	s.reads.SetMaxOpenConns(32)
 	s.reads.SetMaxIdleConns(32)
-	return &recorder{s}
-}
-
-func (r *recorder) record(id visitor.ID) (visit, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), visitTimeout)
-	defer cancel()
-	today := utcDay(time.Now())
-	v := visit{receipt: &receipt{}}
-	v.receipt.tally = tally{background: background{since: today, database: "PostgreSQL"}, days: append(pastDays(today, nil), day{date: today})}
-	t := &v.receipt.tally
-	if err := r.store.reads.QueryRowContext(ctx, `
-		INSERT INTO visitors AS old (id, visits, first_seen, last_seen)
-		VALUES ($1, 1, $2, $2)
-		ON CONFLICT (id) DO UPDATE SET visits = old.visits + 1, last_seen = excluded.last_seen
-		RETURNING visits`, id[:], today.Format(time.DateOnly)).Scan(&v.n); err != nil {
-		return v, err
+	return func(ctx context.Context, id visitor.ID) (c counted, err error) {
+		if err := s.reads.QueryRowContext(ctx, `
+			INSERT INTO visitors AS old (id, visits, first_seen, last_seen)
+			VALUES ($1, 1, $2, $2)
+			ON CONFLICT (id) DO UPDATE SET visits = old.visits + 1, last_seen = excluded.last_seen
+			RETURNING visits`, id[:], utcDay(time.Now()).Format(time.DateOnly)).Scan(&c.number); err != nil {
+			return c, err
+		}
+		err = s.reads.QueryRowContext(ctx, `SELECT count(*), sum(visits)::bigint FROM visitors`).Scan(&c.visitors, &c.visits)
+		return c, err
 	}
-	err := r.store.reads.QueryRowContext(ctx, `SELECT count(*), sum(visits)::bigint FROM visitors`).Scan(&t.visitors, &t.visits)
-	return v, err
 }
-
-func (r *recorder) close(context.Context) error { return nil }
-
-func (r *recorder) lastFailed() bool { return false }
