@@ -65,15 +65,13 @@ var settings = []string{
 // startDatabase starts PostgreSQL twice: shared_buffers is read at start only.
 func startDatabase(ctx context.Context, footfall, dir string) (*database, error) {
 	d := &database{}
-	if err := d.start(ctx, footfall, dir); err != nil {
-		return nil, errors.Join(err, d.stop())
-	}
+	err := d.start(ctx, footfall, dir)
 	for _, setting := range settings {
-		if _, err := d.conn.Exec(ctx, "ALTER SYSTEM SET "+setting); err != nil {
-			return nil, errors.Join(err, d.stop())
+		if err == nil {
+			_, err = d.conn.Exec(ctx, "ALTER SYSTEM SET "+setting)
 		}
 	}
-	if err := d.stop(); err != nil {
+	if err = errors.Join(err, d.stop()); err != nil {
 		return nil, err
 	}
 	if err := d.start(ctx, footfall, dir); err != nil {

@@ -16,25 +16,28 @@ import (
 	"time"
 )
 
-// usage is CPU time in seconds, by user.
-type usage struct{ program, store, machine float64 }
-
-func (b *bench) usage(p *program) usage {
-	u := usage{machine: machineCPU(), store: seconds(b.redis, false)}
-	for _, pid := range p.pids {
-		u.program += seconds(pid, false)
-	}
-	for _, pid := range b.db.processes() {
-		u.store += seconds(pid, pid == b.db.postmaster) // it counts the ended ones
-	}
-	return u
+// moment is what had been used by then: CPU time in seconds by user, bytes of WAL.
+type moment struct {
+	at                           time.Time
+	program, store, machine, wal float64
+	metrics                      map[string]float64
 }
 
-// others is the share of the machine's CPU time that other programs took.
-func others(before, after usage, load *exec.Cmd, wall float64) float64 {
-	ours := after.program - before.program + after.store - before.store +
-		(load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds()
-	return max(0, after.machine-before.machine-ours) / (wall * float64(runtime.NumCPU()))
+func (b *bench) now(ctx context.Context, p *program) (m moment, err error) {
+	if m.metrics, err = p.metrics(); err != nil {
+		return m, err
+	}
+	if m.wal, err = b.db.wal(ctx); err != nil {
+		return m, err
+	}
+	m.at, m.machine, m.store = time.Now(), machineCPU(), seconds(b.redis, false)
+	for _, pid := range p.pids {
+		m.program += seconds(pid, false)
+	}
+	for _, pid := range b.db.processes() {
+		m.store += seconds(pid, pid == b.db.postmaster) // it counts the ended ones
+	}
+	return m, nil
 }
 
 // steadyWAL is what a visit writes to the WAL at most, in bytes, when the table
@@ -72,48 +75,39 @@ func (b *bench) load(ctx context.Context, p *program, c cell) (sample, error) {
 	if err := b.warmUp(ctx, p, c); err != nil {
 		return sample{}, fmt.Errorf("warm up: %w", err)
 	}
-	counted, err := p.metrics()
+	before, err := b.now(ctx, p)
 	if err != nil {
 		return sample{}, err
 	}
-	wal, err := b.db.wal(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	before, began := b.usage(p), time.Now()
 	answer, load, err := b.wrk(ctx, p, c, b.seconds)
 	if err != nil {
 		return sample{}, err
 	}
-	after, wall := b.usage(p), time.Since(began).Seconds()
-	walThen, err := b.db.wal(ctx)
-	if err != nil {
-		return sample{}, err
-	}
-	countedThen, err := p.metrics()
+	after, err := b.now(ctx, p)
 	if err != nil {
 		return sample{}, err
 	}
 	if answer.Broken > 0 {
 		return sample{}, fmt.Errorf("%d connections broke or timed out", answer.Broken)
 	}
-	requests := float64(answer.Requests - answer.Refused)
-	if requests == 0 {
+	visits := float64(answer.Requests - answer.Refused)
+	if visits == 0 {
 		return sample{Refused: answer.Refused}, nil
 	}
+	ours := after.program - before.program + after.store - before.store + (load.ProcessState.UserTime() + load.ProcessState.SystemTime()).Seconds()
 	s := sample{
-		Rate:       requests / (answer.Microseconds / 1e6),
+		Rate:       visits / (answer.Microseconds / 1e6),
 		Refused:    answer.Refused,
-		ProgramCPU: 1e6 * (after.program - before.program) / requests,
-		StoreCPU:   1e6 * (after.store - before.store) / requests,
-		OthersCPU:  others(before, after, load, wall),
+		ProgramCPU: 1e6 * (after.program - before.program) / visits,
+		StoreCPU:   1e6 * (after.store - before.store) / visits,
+		OthersCPU:  max(0, after.machine-before.machine-ours) / (after.at.Sub(before.at).Seconds() * float64(runtime.NumCPU())),
 		P50:        answer.P50 / 1e3,
 		P99:        answer.P99 / 1e3,
-		WAL:        (walThen - wal) / requests,
+		WAL:        (after.wal - before.wal) / visits,
 	}
-	const committed, visits = `footfall_batches_total{result="committed"}`, `footfall_visits_total{result="counted"}`
-	if batches := countedThen[committed] - counted[committed]; batches > 0 {
-		s.BatchSize = (countedThen[visits] - counted[visits]) / batches
+	rise := func(name string) float64 { return after.metrics[name] - before.metrics[name] }
+	if batches := rise(`footfall_batches_total{result="committed"}`); batches > 0 {
+		s.BatchSize = rise(`footfall_visits_total{result="counted"}`) / batches
 	}
 	s.ResidentPeak, err = field(fmt.Sprintf("/proc/%d/status", p.pids[0]), "VmHWM:")
 	s.ResidentPeak /= 1024 // kB to MiB

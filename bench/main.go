@@ -12,6 +12,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -135,6 +136,7 @@ func measure(ctx context.Context, o options) (r *results, err error) {
 		return nil, err
 	}
 	defer stopRedis()
+	defer exec.Command("docker", "image", "rm", "-f", "footfall-bench").Run() // in vain without the cell docker
 	r = &results{Rounds: o.rounds, Seconds: o.seconds, Began: time.Now().UTC(), Samples: map[string][]sample{}, AnswerBytes: map[string]int{}}
 	if err := r.describe(ctx, b); err != nil {
 		return nil, err
