@@ -195,7 +195,11 @@ func (e *env) parseURL(value string) (*pgx.ConnConfig, error) {
 		rest := slices.Delete(slices.Clone(parameters), i, i+1)
 		if _, restErr := pgx.ParseConfig(base + strings.Join(rest, "&")); restErr == nil {
 			name, _, _ := strings.Cut(p, "=")
-			return nil, fmt.Errorf("has a wrong value for %s: %w", name, cmp.Or(errors.Unwrap(err), errors.New("see PostgreSQL's manual, 34.1.2")))
+			cause := errors.New("see PostgreSQL's manual, 34.1.2")
+			if strings.HasPrefix(name, "ssl") && name != "sslpassword" { // files; any other value may be a secret under a mistyped name
+				cause = errors.Unwrap(err)
+			}
+			return nil, fmt.Errorf("has a wrong value for %s: %w", name, cause)
 		}
 	}
 	if _, err := pgx.ParseConfig("postgres://"); err != nil { // the URL is not in this error
