@@ -5,10 +5,15 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 var (
@@ -18,6 +23,92 @@ var (
 	errNoTotals   = refuse("the table totals has lost its row: restore the database from a backup")
 	errOtherKey   = refuse("the database has another visitor key than when this process started, so each visitor would count a second time: restore the database or its table settings, or, if this database is the right one, restart footfall")
 )
+
+// receipt is what a committed batch gives back.
+type receipt struct {
+	tally
+	numbers []int64 // for each visitor of the batch, in its order: all visits so far; negative for a new one
+}
+
+// pastSQL reads a past: counting since, what was carried over, the evidence as
+// JSON, the server's version, the days before $3 as (days before it, visits,
+// visitors, new visitors).
+const pastSQL = `,
+	(SELECT since FROM totals), (SELECT carried_visits FROM totals), (SELECT carried_visitors FROM totals),
+	(SELECT COALESCE(json_agg(e ORDER BY kind), '[]')::text FROM evidence AS e),
+	current_setting('server_version'),
+	ARRAY(
+		SELECT unnest(ARRAY[$3::date - day, visits, visitors, new_visitors])
+		FROM days
+		WHERE day < $3::date AND day > $3::date - 30
+	)`
+
+// past is the part of a tally that a batch does not change. It is read again on
+// a new day, on a new connection, and every pastAge, since another instance may
+// still count for an earlier day.
+type past struct {
+	background
+	days []day // the 29 before date
+	date time.Time
+	read time.Time
+}
+
+// pastAge is how long a page may lack what another instance counted for a day
+// that is over.
+const pastAge = 5 * time.Second
+
+// isFresh reports whether p still serves a batch of date.
+func (p past) isFresh(date time.Time) bool {
+	return p.date.Equal(date) && time.Since(p.read) < pastAge
+}
+
+// scanReceipt reads a row of numbers; known is the past that belongs to them,
+// or empty: then the row has it as well.
+func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
+	var numbers, days []int64
+	var version, checks string
+	types := pgtype.NewMap()
+	columns := []any{types.SQLScanner(&numbers)}
+	p := known
+	if p.days == nil {
+		columns = append(columns, &p.since, &p.carriedVisits, &p.carriedVisitors, &checks, &version, types.SQLScanner(&days))
+	}
+	if err := row.Scan(columns...); err != nil {
+		return receipt{}, past{}, err
+	}
+	const head = 5 // totals and today come before the visitors' numbers
+	if len(numbers) < head {
+		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers, want at least %d", len(numbers), head)
+	}
+	if p.days == nil {
+		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)
+		number, _, _ := strings.Cut(version, " ") // without the packager's addition: "15.18 (Debian …)"
+		p.database = "PostgreSQL " + number
+		if err := json.Unmarshal([]byte(checks), &p.evidence); err != nil {
+			return receipt{}, past{}, fmt.Errorf("read the evidence: %w", err)
+		}
+	}
+	return receipt{
+		tally: tally{
+			visits: numbers[0], visitors: numbers[1], background: p.background,
+			days: append(slices.Clone(p.days), day{date, numbers[2], numbers[3], numbers[4]}),
+		},
+		numbers: numbers[head:],
+	}, p, nil
+}
+
+// pastDays lays out the rows of pastSQL as the 29 days before date.
+func pastDays(date time.Time, rows []int64) []day {
+	days := make([]day, historyDays-1)
+	for i := range days {
+		days[i].date = date.AddDate(0, 0, i-len(days))
+	}
+	for row := range slices.Chunk(rows, 4) {
+		d := &days[len(days)-int(row[0])]
+		d.visits, d.visitors, d.newVisitors = row[1], row[2], row[3]
+	}
+	return days
+}
 
 // applyBatch commits visits as batch `number` of `writer`, which must follow the
 // writer's last batch, and returns their receipt. It may be called again with the same

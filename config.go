@@ -17,10 +17,10 @@ import (
 	"strings"
 	"time"
 
+	"footfall/internal/connect"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // usageError is a wrong command line or setting: exit status 2.
@@ -111,15 +111,6 @@ func (e *env) secret(key string) string {
 // SQLAlchemy writes the driver into the scheme: postgresql+psycopg2://.
 var databaseScheme = regexp.MustCompile(`^(postgres|postgresql)(\+[a-z0-9]+)?://`)
 
-// Without a connect_timeout in DATABASE_URL: where it names several hosts, a
-// dead one must leave time for the next within the wait of a visit; a single
-// one that swallows packets must not let a start hang for the two minutes that
-// the kernel tries (tcp(7), tcp_syn_retries).
-const (
-	connectTimeoutEach   = 500 * time.Millisecond
-	connectTimeoutSingle = 5 * time.Second
-)
-
 func (e *env) database() *pgx.ConnConfig {
 	failed := len(e.errs)
 	value := strings.TrimSpace(e.secret("DATABASE_URL"))
@@ -132,15 +123,7 @@ func (e *env) database() *pgx.ConnConfig {
 		return nil
 	}
 	cfg.RuntimeParams["application_name"] = cmp.Or(cfg.RuntimeParams["application_name"], "footfall/"+thisBuild().Version)
-	if cfg.ConnectTimeout == 0 {
-		// Of a name's addresses a dead one must leave time for the next.
-		cfg.DialFunc = (&net.Dialer{Timeout: connectTimeoutEach}).DialContext
-		cfg.ConnectTimeout = connectTimeoutSingle
-		// A fallback may be the same host without TLS (sslmode=prefer).
-		if slices.ContainsFunc(cfg.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != cfg.Host || f.Port != cfg.Port }) {
-			cfg.ConnectTimeout = connectTimeoutEach
-		}
-	}
+	connect.SetTimeouts(cfg)
 	return cfg
 }
 

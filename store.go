@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,12 +14,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"footfall/internal/connect"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // historyDays is how many days the page shows, today among them.
@@ -44,15 +42,13 @@ const (
 	// A connection ends after this time even if it is busy, so that none stays
 	// on a server that was demoted.
 	connLifetime = time.Minute
-	// The end of an attempt to connect, however many hosts there are.
-	dialTimeout = 30 * time.Second
 )
 
 func openStore(cfg *pgx.ConnConfig) *store { return openStoreWith(cfg, connLifetime) }
 
 func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	open := func(connections int) *sql.DB {
-		db := sql.OpenDB(newDialer(cfg, lifetime))
+		db := sql.OpenDB(connect.New(cfg, lifetime, pinIsolation))
 		db.SetMaxOpenConns(connections)
 		db.SetMaxIdleConns(connections)
 		db.SetConnMaxLifetime(lifetime)
@@ -72,89 +68,6 @@ func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	}
 	s.batches = open(1)
 	return s
-}
-
-// dialer connects in the background: a database far away may need longer for its
-// first byte than the visit waits that asked for the connection. The next visit
-// gets what comes of it.
-type dialer struct {
-	driver.Connector
-	lifetime time.Duration
-	made     chan dialed
-	patient  atomic.Bool     // connectTimeoutEach was too short
-	ctx      context.Context // done: closed
-	close    context.CancelFunc
-}
-
-type dialed struct {
-	conn driver.Conn
-	took time.Duration
-}
-
-func newDialer(cfg *pgx.ConnConfig, lifetime time.Duration) *dialer {
-	d := &dialer{lifetime: lifetime, made: make(chan dialed)}
-	d.ctx, d.close = context.WithCancel(context.Background())
-	d.Connector = stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(pinIsolation),
-		stdlib.OptionBeforeConnect(func(_ context.Context, cfg *pgx.ConnConfig) error {
-			if cfg.ConnectTimeout == connectTimeoutEach && d.patient.Load() {
-				cfg.ConnectTimeout = connectTimeoutSingle
-			}
-			return nil
-		}))
-	return d
-}
-
-func (d *dialer) Connect(ctx context.Context) (driver.Conn, error) {
-	for {
-		var c dialed
-		select {
-		case c = <-d.made:
-		default:
-			ended := make(chan error, 1)
-			go d.dial(ended)
-			select {
-			case c = <-d.made:
-			case err := <-ended:
-				if err == nil {
-					continue // another one has taken it
-				}
-				return nil, err
-			case <-ctx.Done():
-				return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
-			}
-		}
-		if c.took > 100*time.Millisecond { // its successor is to be there when it ends
-			time.AfterFunc(d.lifetime-3*c.took, func() { d.dial(make(chan error, 1)) })
-		}
-		return c.conn, nil
-	}
-}
-
-// dial makes a connection for whoever asks first, and then says in ended, which
-// needs room for it, what came of it.
-func (d *dialer) dial(ended chan<- error) {
-	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
-	defer cancel()
-	start := time.Now()
-	conn, err := d.Connector.Connect(ctx)
-	took := time.Since(start)
-	d.patient.Store(pgconn.Timeout(err) || err == nil && took > connectTimeoutEach)
-	if err == nil {
-		select {
-		case d.made <- dialed{conn, took}:
-		case <-time.After(d.lifetime):
-			conn.Close()
-		case <-d.ctx.Done():
-			conn.Close()
-		}
-	}
-	ended <- err
-}
-
-// Close is called by the pool's.
-func (d *dialer) Close() error {
-	d.close()
-	return nil
 }
 
 // pinIsolation keeps a default of the database or the role away: batches that
@@ -208,92 +121,6 @@ type day struct {
 
 // utcDay returns the day of t: its midnight, UTC.
 func utcDay(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
-
-// receipt is what a committed batch gives back.
-type receipt struct {
-	tally
-	numbers []int64 // for each visitor of the batch, in its order: all visits so far; negative for a new one
-}
-
-// pastSQL reads a past: counting since, what was carried over, the evidence as
-// JSON, the server's version, the days before $3 as (days before it, visits,
-// visitors, new visitors).
-const pastSQL = `,
-	(SELECT since FROM totals), (SELECT carried_visits FROM totals), (SELECT carried_visitors FROM totals),
-	(SELECT COALESCE(json_agg(e ORDER BY kind), '[]')::text FROM evidence AS e),
-	current_setting('server_version'),
-	ARRAY(
-		SELECT unnest(ARRAY[$3::date - day, visits, visitors, new_visitors])
-		FROM days
-		WHERE day < $3::date AND day > $3::date - 30
-	)`
-
-// past is the part of a tally that a batch does not change. It is read again on
-// a new day, on a new connection, and every pastAge, since another instance may
-// still count for an earlier day.
-type past struct {
-	background
-	days []day // the 29 before date
-	date time.Time
-	read time.Time
-}
-
-// pastAge is how long a page may lack what another instance counted for a day
-// that is over.
-const pastAge = 5 * time.Second
-
-// isFresh reports whether p still serves a batch of date.
-func (p past) isFresh(date time.Time) bool {
-	return p.date.Equal(date) && time.Since(p.read) < pastAge
-}
-
-// scanReceipt reads a row of numbers; known is the past that belongs to them,
-// or empty: then the row has it as well.
-func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
-	var numbers, days []int64
-	var version, checks string
-	types := pgtype.NewMap()
-	columns := []any{types.SQLScanner(&numbers)}
-	p := known
-	if p.days == nil {
-		columns = append(columns, &p.since, &p.carriedVisits, &p.carriedVisitors, &checks, &version, types.SQLScanner(&days))
-	}
-	if err := row.Scan(columns...); err != nil {
-		return receipt{}, past{}, err
-	}
-	const head = 5 // totals and today come before the visitors' numbers
-	if len(numbers) < head {
-		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers, want at least %d", len(numbers), head)
-	}
-	if p.days == nil {
-		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)
-		number, _, _ := strings.Cut(version, " ") // without the packager's addition: "15.18 (Debian …)"
-		p.database = "PostgreSQL " + number
-		if err := json.Unmarshal([]byte(checks), &p.evidence); err != nil {
-			return receipt{}, past{}, fmt.Errorf("read the evidence: %w", err)
-		}
-	}
-	return receipt{
-		tally: tally{
-			visits: numbers[0], visitors: numbers[1], background: p.background,
-			days: append(slices.Clone(p.days), day{date, numbers[2], numbers[3], numbers[4]}),
-		},
-		numbers: numbers[head:],
-	}, p, nil
-}
-
-// pastDays lays out the rows of pastSQL as the 29 days before date.
-func pastDays(date time.Time, rows []int64) []day {
-	days := make([]day, historyDays-1)
-	for i := range days {
-		days[i].date = date.AddDate(0, 0, i-len(days))
-	}
-	for row := range slices.Chunk(rows, 4) {
-		d := &days[len(days)-int(row[0])]
-		d.visits, d.visitors, d.newVisitors = row[1], row[2], row[3]
-	}
-	return days
-}
 
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
