@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	status := m.Run()
-	if err := stopPostgres(); err != nil {
+	if err := errors.Join(stopPostgres(), removeInitialised()); err != nil {
 		fmt.Fprintln(os.Stderr, "tests:", err)
 		status = 1
 	}
@@ -86,6 +86,23 @@ var postgres = sync.OnceValues(func() (*sharedServer, error) {
 // stopPostgres ends the private server, if postgres has started one.
 var stopPostgres = func() error { return nil }
 
+// initialisedData returns the data folder of a server that has never counted, for
+// newCluster to copy: initdb takes five times as long.
+var initialisedData = sync.OnceValues(func() (string, error) {
+	dir, err := clusterDir()
+	if err != nil {
+		return "", err
+	}
+	removeInitialised = func() error { return os.RemoveAll(dir) }
+	c, err := devdb.Start(context.Background(), dir)
+	if err != nil {
+		return "", err
+	}
+	return c.Data(), c.Stop()
+})
+
+var removeInitialised = func() error { return nil }
+
 // fastOptions spare a server whose data are thrown away the waits for the
 // disk, and let all tests connect at once.
 var fastOptions = []string{"fsync=off", "full_page_writes=off", "max_connections=400", "autovacuum=off"}
@@ -106,7 +123,7 @@ func newDatabase(t testing.TB) string {
 	name := "test_" + strings.ToLower(rand.Text())
 	server, err := postgres()
 	require.NoError(t, err)
-	_, err = server.admin.ExecContext(t.Context(), "CREATE DATABASE "+name)
+	_, err = server.admin.ExecContext(t.Context(), "CREATE DATABASE "+name+" STRATEGY file_copy") // half the time, without fsync
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		// The test's own context is already canceled here.
@@ -218,6 +235,10 @@ func newCluster(t testing.TB, options ...string) *testCluster {
 	dir, err := clusterDir()
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	initialised, err := initialisedData()
+	require.NoError(t, err)
+	output, err := exec.Command("cp", "-a", initialised, filepath.Join(dir, "data")).CombinedOutput()
+	require.NoError(t, err, "%s", output)
 	options = append(fastOptions[:len(fastOptions):len(fastOptions)], options...)
 	c, err := devdb.Start(t.Context(), dir, options...)
 	require.NoError(t, err)

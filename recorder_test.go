@@ -253,7 +253,7 @@ func TestLostAnswer(t *testing.T) {
 	cutter, through := newCutter(t, databaseURL)
 	r := newTestRecorder(t, openTestStore(t, through))
 	var total int64
-	for range 20 {
+	for range 6 {
 		for _, how := range []cut{cutAnswer, cutAfter, cutRequest} {
 			cutter.arm(how)
 			got := numbersOf(t, hand(t, r, numbered(1), numbered(2), numbered(1)))
@@ -262,7 +262,7 @@ func TestLostAnswer(t *testing.T) {
 			require.True(t, cutter.done())
 		}
 	}
-	assert.EqualValues(t, 60, cutter.cuts)
+	assert.EqualValues(t, 18, cutter.cuts)
 	requireExactly(t, s, 3*total)
 }
 
@@ -642,7 +642,7 @@ func TestAgainstModel(t *testing.T) {
 	}
 	m := &model{visitors: map[visitor.ID]*modelVisitor{}, days: map[time.Time]*day{}}
 	given := map[visitor.ID]map[int64]bool{}
-	for range 150 {
+	for range 40 {
 		if random.IntN(4) == 0 {
 			newest = newest.AddDate(0, 0, 1+random.IntN(2))
 		}
