@@ -516,7 +516,7 @@ func (s *testServer) ask(method, path string, headers ...string) *httptest.Respo
 func newTestRecorder(t testing.TB, s *store) *recorder {
 	t.Helper()
 	if s.fingerprint == "" {
-		s.fingerprint, _ = readSetting(t.Context(), s.reads, settingFingerprint) // in vain where there is no database
+		s.fingerprint, _, _ = readKey(t.Context(), s.reads) // in vain where there is no database
 	}
 	log, _ := newLog(t)
 	r := newRecorder(s, log, newMetrics())

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path"
+	"sync"
 	"time"
 
 	"footfall/internal/visitor"
@@ -54,38 +56,30 @@ type applied struct {
 	appliedAt time.Time
 }
 
-// loadMigrations reads the migrations of a directory in order. A test looks after
-// the embedded ones: NNNN_what_it_does.sql, numbered from 1 without gaps.
-func loadMigrations(fsys fs.FS) ([]migration, error) {
-	entries, err := fs.ReadDir(fsys, ".") // sorted by name, so by number
-	if err != nil {
-		return nil, fmt.Errorf("read migrations: %w", err)
-	}
-	var ms []migration
-	for i, entry := range entries {
-		text, err := fs.ReadFile(fsys, entry.Name())
-		if err != nil {
-			return nil, fmt.Errorf("read migration: %w", err)
+// loadMigrations returns the migrations in a folder sql, in order. A test looks
+// after the embedded ones: NNNN_what_it_does.sql, numbered from 1 without gaps.
+func loadMigrations(fsys fs.FS) (ms []migration, err error) {
+	names, err := fs.Glob(fsys, "sql/*.sql") // sorted, so by number
+	for i, name := range names {
+		var text []byte
+		if text, err = fs.ReadFile(fsys, name); err != nil {
+			break
 		}
 		text = bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n")) // a checkout's line ends are not the file's
 		sum := sha256.Sum256(text)
-		ms = append(ms, migration{version: i + 1, name: entry.Name(), checksum: hex.EncodeToString(sum[:]), sql: string(text)})
+		ms = append(ms, migration{version: i + 1, name: path.Base(name), checksum: hex.EncodeToString(sum[:]), sql: string(text)})
 	}
-	return ms, nil
+	return ms, err
 }
 
-// ourMigrations are the embedded ones. That they load is tested.
-func ourMigrations() []migration {
-	sub, err := fs.Sub(embedded, "sql")
+// ourMigrations are the embedded ones.
+var ourMigrations = sync.OnceValue(func() []migration {
+	ms, err := loadMigrations(embedded)
 	if err != nil {
-		panic(err)
-	}
-	ms, err := loadMigrations(sub)
-	if err != nil {
-		panic(err)
+		panic(err) // they are in the program
 	}
 	return ms
-}
+})
 
 // migrate applies all pending migrations in tx, which holds the migration lock:
 // processes started together wait for one another, and a failing file leaves
@@ -137,8 +131,7 @@ func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migration, 
 func underMigrationLock(ctx context.Context, db *sql.DB, limit time.Duration, change func(*sql.Tx) error) error {
 	for deadline := time.Now().Add(limit); ; {
 		// Never 0, which would be no timeout at all.
-		wait := max(time.Until(deadline), time.Millisecond)
-		err := tryUnderMigrationLock(ctx, db, wait, change)
+		err := tryUnderMigrationLock(ctx, db, max(time.Until(deadline), time.Millisecond), change)
 		pg, ok := errors.AsType[*pgconn.PgError](err)
 		if !ok || pg.Code != "55P03" && pg.Code != "40P01" { // lock_not_available, deadlock_detected
 			return err
@@ -168,18 +161,13 @@ func tryUnderMigrationLock(ctx context.Context, db *sql.DB, wait time.Duration, 
 		WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')`); err != nil {
 		return fmt.Errorf("lift the role's time limits: %w", err)
 	}
-	lockTimeout := func(d time.Duration) error {
-		_, err := tx.ExecContext(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, d.Milliseconds()))
-		return err
-	}
-	if err := lockTimeout(wait); err != nil {
-		return fmt.Errorf("set lock_timeout: %w", err)
-	}
-	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrateKey)); err != nil {
+	// Without arguments the driver sends all three at once.
+	lock := fmt.Sprintf(`
+		SET LOCAL lock_timeout = %d;
+		SELECT pg_advisory_xact_lock(%d);
+		SET LOCAL lock_timeout = %d`, wait.Milliseconds(), int64(migrateKey), tableLockTimeout.Milliseconds())
+	if _, err := tx.ExecContext(ctx, lock); err != nil {
 		return fmt.Errorf("wait for another process that is migrating this database: %w", err)
-	}
-	if err := lockTimeout(tableLockTimeout); err != nil {
-		return fmt.Errorf("set lock_timeout: %w", err)
 	}
 	if err := change(tx); err != nil {
 		return err
@@ -200,11 +188,10 @@ func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
 			AND attname IN ('version', 'name', 'checksum', 'applied_at')`).Scan(&columns); err != nil {
 		return nil, fmt.Errorf("look for schema_migrations: %w", err)
 	}
-	switch columns {
-	case 0: // no table
+	if columns == 0 { // no table
 		return nil, nil
-	case 5: // ours
-	default:
+	}
+	if columns < 5 {
 		return nil, refuse(anotherProgram, "schema_migrations")
 	}
 	rows, err := q.QueryContext(ctx, `
@@ -234,15 +221,12 @@ func behind(has, needs int) string {
 // compareMigrations refuses a database whose history is not ours.
 func compareMigrations(ms []migration, done []applied) error {
 	for i, a := range done {
-		if a.version != i+1 {
+		switch {
+		case a.version != i+1:
 			return refuse("schema_migrations lacks version %d: restore the row or the database", i+1)
-		}
-		if i >= len(ms) {
-			continue // newer than the program
-		}
-		if m := ms[i]; a.checksum != m.checksum {
+		case i < len(ms) && a.checksum != ms[i].checksum: // others are newer than the program
 			return refuse("%s was changed after it was applied on %s (as %s): put the released file back and make the change in a new one",
-				m.name, a.appliedAt.UTC().Format(time.DateOnly), a.name)
+				ms[i].name, a.appliedAt.UTC().Format(time.DateOnly), a.name)
 		}
 	}
 	return nil
@@ -263,10 +247,10 @@ func isPrepared(ctx context.Context, db *sql.DB, key []byte, ms []migration, log
 	if err != nil {
 		return visitor.Hasher{}, false, fmt.Errorf("migrate: %w", err)
 	}
-	if n := len(done) - len(ms); n > 0 {
-		log.Warn("the database is newer than this program", "unknown_migrations", n)
-	}
-	if len(done) < len(ms) {
+	switch unknown := len(done) - len(ms); {
+	case unknown > 0:
+		log.Warn("the database is newer than this program", "unknown_migrations", unknown)
+	case unknown < 0:
 		return visitor.Hasher{}, false, nil
 	}
 	h, found, err := findKey(ctx, db, key)
@@ -285,11 +269,9 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	if h, ok, err := isPrepared(ctx, db, key, ms, log); ok || err != nil {
 		return h, err
 	}
-	var (
-		h      visitor.Hasher
-		ran    []migration
-		report *imported
-	)
+	var h visitor.Hasher
+	var ran []migration
+	var report imported
 	err := underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
 		if ran, err = migrate(ctx, tx, ms); err != nil {
 			return fmt.Errorf("migrate: %w", err)
@@ -310,12 +292,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	for _, m := range ran {
 		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
 	}
-	if report != nil {
-		log.Info("imported visitors of the original", "rows", report.rows, "visitors", report.visitors, "visits", report.visits)
-		if report.skipped > 0 {
-			log.Warn("rows without an address were not imported", "rows", report.skipped, "visits", report.skippedVisits)
-		}
-	}
+	report.log(log)
 	return h, nil
 }
 
@@ -329,21 +306,29 @@ const (
 	settingFingerprint = "visitor_key_fingerprint" // of the key in use, wherever it is kept
 )
 
-// findKey returns the hasher of a database that has been counted with a key;
-// and false for a database without a key. The key is the configured one, or the one that the database
-// keeps. Another key than before would count every visitor a second time, so it
-// is refused.
+// readKey returns the fingerprint of the visitor key in use, and the key where the
+// database keeps it, both in hex; "" for what is not there.
+func readKey(ctx context.Context, q queryer) (fingerprint, kept string, err error) {
+	err = q.QueryRowContext(ctx, `
+		SELECT COALESCE(max(value) FILTER (WHERE name = $1), ''), COALESCE(max(value) FILTER (WHERE name = $2), '')
+		FROM settings`, settingFingerprint, settingKey).Scan(&fingerprint, &kept)
+	if err != nil {
+		err = fmt.Errorf("read the visitor key: %w", err)
+	}
+	return fingerprint, kept, err
+}
+
+// findKey returns the hasher of a database that has been counted with a key, and
+// false for a database without one. The key is the configured one, or the one
+// that the database keeps. Another key than before would count every visitor a
+// second time, so it is refused.
 func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher, bool, error) {
-	fingerprint, err := readSetting(ctx, q, settingFingerprint)
+	fingerprint, kept, err := readKey(ctx, q)
 	if err != nil || fingerprint == "" {
 		return visitor.Hasher{}, false, err
 	}
 	key := configured
 	if configured == nil {
-		kept, err := readSetting(ctx, q, settingKey)
-		if err != nil {
-			return visitor.Hasher{}, false, err
-		}
 		if kept == "" {
 			return visitor.Hasher{}, false, refuse("VISITOR_KEY is not set, but this database was counted with one (fingerprint %s): set it again, any other would count every visitor a second time", fingerprint)
 		}
@@ -378,16 +363,6 @@ func makeKey(ctx context.Context, tx *sql.Tx, configured []byte) (visitor.Hasher
 	}
 	h := visitor.NewHasher(key)
 	return h, writeSetting(ctx, tx, settingFingerprint, h.Fingerprint())
-}
-
-// readSetting returns "" for a setting that is not there.
-func readSetting(ctx context.Context, q queryer, name string) (string, error) {
-	var value string
-	err := q.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return "", fmt.Errorf("read setting %s: %w", name, err)
-	}
-	return value, nil
 }
 
 func writeSetting(ctx context.Context, tx *sql.Tx, name, value string) error {

@@ -23,7 +23,7 @@ import (
 func files(pairs ...string) fs.FS {
 	fsys := fstest.MapFS{}
 	for i := 0; i < len(pairs); i += 2 {
-		fsys[pairs[i]] = &fstest.MapFile{Data: []byte(pairs[i+1])}
+		fsys["sql/"+pairs[i]] = &fstest.MapFile{Data: []byte(pairs[i+1])}
 	}
 	return fsys
 }

@@ -71,7 +71,7 @@ func TestStartBehindALock(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.prepare(t.Context()) }()
 	eventually(t, "the cause is logged again", func() bool {
-		return strings.Count(lines.String(), `"msg":"not ready yet","err":"read setting visitor_key_fingerprint: timeout: context deadline exceeded"`) == 2
+		return strings.Count(lines.String(), `"msg":"not ready yet","err":"read the visitor key: timeout: context deadline exceeded"`) == 2
 	})
 	release()
 	require.NoError(t, <-ended)

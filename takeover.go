@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -19,6 +20,15 @@ const settingTakeover = "flask_import"
 type imported struct {
 	rows, visitors, visits int64
 	skipped, skippedVisits int64 // rows without an address, and their visits
+}
+
+func (i imported) log(log *slog.Logger) {
+	if i.rows > 0 {
+		log.Info("imported visitors of the original", "rows", i.rows, "visitors", i.visitors, "visits", i.visits)
+	}
+	if i.skipped > 0 {
+		log.Warn("rows without an address were not imported", "rows", i.skipped, "visits", i.skippedVisits)
+	}
 }
 
 // takeoverPending reports whether the database has the table of the Flask
@@ -43,14 +53,14 @@ func takeoverPending(ctx context.Context, q queryer) (pending bool, err error) {
 const importChunk = 10_000
 
 // takeOver imports the original's visitors if that is pending; else the report
-// is nil. It all happens in tx: an import that is cut off leaves nothing, and
+// is empty. It all happens in tx: an import that is cut off leaves nothing, and
 // none happens twice. The old table stays as it is. Visitors are locked in order
 // within a chunk only: where an instance counts meanwhile, PostgreSQL may find a
 // deadlock, and both sides try again.
-func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, error) {
+func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (report imported, err error) {
 	pending, err := takeoverPending(ctx, tx)
 	if err != nil || !pending {
-		return nil, err
+		return report, err
 	}
 	start := time.Now()
 	// The column is text, or inet, whose text ends in "/32".
@@ -58,13 +68,12 @@ func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, err
 		DECLARE original NO SCROLL CURSOR FOR
 		SELECT COALESCE(split_part(ip::text, '/', 1), ''), GREATEST(COALESCE(visits, 0), 0)
 		FROM visitor`); err != nil {
-		return nil, fmt.Errorf("import visitors: %w", err)
+		return report, fmt.Errorf("import visitors: %w", err)
 	}
-	var report imported
 	for last := int64(-1); report.rows > last; {
 		last = report.rows
 		if err := importNext(ctx, tx, h, &report); err != nil {
-			return nil, fmt.Errorf("import visitors: %w", err)
+			return report, fmt.Errorf("import visitors: %w", err)
 		}
 	}
 	if _, err := tx.ExecContext(ctx, `
@@ -73,9 +82,9 @@ func takeOver(ctx context.Context, tx *sql.Tx, h visitor.Hasher) (*imported, err
 			visitors          = visitors + $2,
 			imported_visits   = imported_visits + $1,
 			imported_visitors = imported_visitors + $2`, report.visits, report.visitors); err != nil {
-		return nil, fmt.Errorf("import visitors: %w", err)
+		return report, fmt.Errorf("import visitors: %w", err)
 	}
-	return &report, writeSetting(ctx, tx, settingTakeover, fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d",
+	return report, writeSetting(ctx, tx, settingTakeover, fmt.Sprintf("%s rows=%d visitors=%d visits=%d skipped=%d",
 		start.UTC().Format(time.RFC3339), report.rows, report.visitors, report.visits, report.skipped))
 }
 
