@@ -240,16 +240,34 @@ func (h *history) checkTotals() (bad []violation) {
 	}
 	readsBefore(never)
 
-	// Each batch raises the total by all its visits.
+	// Each batch raises the total by all its visits. Its new visitors have the
+	// places that it adds, each one of them: as later batches have larger totals,
+	// who comes later also has a larger place.
 	byTotal := slices.Clone(done)
 	slices.SortFunc(byTotal, func(a, b visit) int { return cmp.Compare(a.visits, b.visits) })
-	last := h.visits0
+	last, lastVisitors := h.visits0, h.visitors0
+	placed := map[int64]visit{}
 	for group := range chunks(byTotal) {
-		total := group[0].visits
+		total, visitors := group[0].visits, group[0].visitors
 		if total-last < int64(len(group)) {
 			report("Totals", fmt.Sprintf("%d visits were answered with the total %d, which is only %d above the one before", len(group), total, total-last), group)
 		}
-		last = total
+		for _, v := range group {
+			if v.visitors != visitors {
+				report("Totals", fmt.Sprintf("with the total of %d visits there are %d visitors, and %d", total, visitors, v.visitors), []visit{group[0], v})
+			}
+			if v.number > 1 {
+				continue
+			}
+			if v.place <= lastVisitors || v.place > v.visitors {
+				report("Places", fmt.Sprintf("visitor %d of all is new among %d visitors, of whom %d were there before", v.place, v.visitors, lastVisitors), []visit{v})
+			}
+			if other, taken := placed[v.place]; taken {
+				report("Places", fmt.Sprintf("two visitors are visitor %d of all", v.place), []visit{other, v})
+			}
+			placed[v.place] = v
+		}
+		last, lastVisitors = total, max(lastVisitors, visitors)
 	}
 
 	if h.alone {

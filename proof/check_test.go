@@ -13,8 +13,17 @@ import (
 // the check must say of it.
 func TestCheck(t *testing.T) {
 	t.Parallel()
+	at := func(place int64, v visit) visit {
+		v.place = place
+		return v
+	}
+	// Who is new is the latest of all visitors, unless at says otherwise.
 	did := func(visitor int, call, ret, number, visits, visitors int64) visit {
-		return visit{visitor: visitor, call: call, ret: ret, number: number, visits: visits, visitors: visitors}
+		v := visit{visitor: visitor, call: call, ret: ret, number: number, visits: visits, visitors: visitors}
+		if number == 1 {
+			v.place = visitors
+		}
+		return v
 	}
 	open := func(visitor int, call int64) visit {
 		return visit{visitor: visitor, call: call, ret: never, outcome: unknown}
@@ -28,7 +37,7 @@ func TestCheck(t *testing.T) {
 		withStrangers bool
 	}{
 		"one after the other":              {visits: []visit{did(1, 1, 2, 1, 1, 1), did(1, 3, 4, 2, 2, 1), did(2, 5, 6, 1, 3, 2)}, end: [2]int64{3, 2}},
-		"one batch":                        {visits: []visit{did(1, 1, 9, 2, 3, 2), did(1, 2, 9, 1, 3, 2), did(2, 3, 9, 1, 3, 2)}, end: [2]int64{3, 2}},
+		"one batch":                        {visits: []visit{did(1, 1, 9, 2, 3, 2), at(1, did(1, 2, 9, 1, 3, 2)), did(2, 3, 9, 1, 3, 2)}, end: [2]int64{3, 2}},
 		"an unknown one counted":           {visits: []visit{did(1, 1, 2, 1, 1, 1), open(1, 3), did(1, 5, 6, 3, 3, 1)}, end: [2]int64{3, 1}},
 		"an unknown one not counted":       {visits: []visit{did(1, 1, 2, 1, 1, 1), open(1, 3), did(1, 5, 6, 2, 2, 1)}, end: [2]int64{2, 1}},
 		"an unknown one counted late":      {visits: []visit{open(1, 1), did(1, 2, 3, 1, 1, 1), did(1, 5, 6, 2, 2, 1), did(1, 7, 8, 4, 4, 1)}, end: [2]int64{4, 1}},
@@ -43,6 +52,12 @@ func TestCheck(t *testing.T) {
 		"a total above what was sent":      {visits: []visit{did(1, 1, 2, 1, 2, 1)}, end: [2]int64{2, 1}, want: "Totals", part: 1},
 		"strangers visit too":              {visits: []visit{did(1, 1, 2, 1, 7, 4), did(1, 3, 4, 2, 9, 5)}, end: [2]int64{9, 5}, withStrangers: true},
 		"a new visitor that is not added":  {visits: []visit{did(1, 1, 2, 1, 1, 1), did(2, 3, 4, 1, 2, 1)}, end: [2]int64{2, 2}, want: "Totals", part: 2},
+		"a batch with two totals":          {visits: []visit{at(1, did(1, 1, 9, 1, 2, 1)), did(2, 2, 9, 1, 2, 2)}, end: [2]int64{2, 2}, want: "Totals", part: 2},
+		"places of an unknown new visitor": {visits: []visit{open(1, 1), did(2, 2, 3, 1, 2, 2), did(3, 4, 5, 1, 3, 3), did(1, 6, 7, 2, 4, 3)}, end: [2]int64{4, 3}},
+		"one place for a batch":            {visits: []visit{did(1, 1, 9, 1, 2, 2), did(2, 2, 9, 1, 2, 2)}, end: [2]int64{2, 2}, want: "Places", part: 2},
+		"a place that was taken before":    {visits: []visit{did(1, 1, 2, 1, 1, 1), at(1, did(2, 3, 4, 1, 2, 2))}, end: [2]int64{2, 2}, want: "Places", part: 1},
+		"a place above all visitors":       {visits: []visit{at(2, did(1, 1, 2, 1, 1, 1))}, end: [2]int64{1, 1}, want: "Places", part: 1},
+		"a new visitor without a place":    {visits: []visit{at(0, did(1, 1, 2, 1, 1, 1))}, end: [2]int64{1, 1}, want: "Places", part: 1},
 		"a stale read": {visits: []visit{did(1, 1, 2, 1, 1, 1)}, reads: []read{{path: "/api/stats", call: 3, ret: 4, visits: 0, visitors: 1}},
 			end: [2]int64{1, 1}, want: "Reads", part: 1},
 		"a stale badge of visitors": {visits: []visit{did(1, 1, 2, 1, 1, 1)}, reads: []read{{path: "/badge.json?show=visitors", call: 3, ret: 4, visits: -1, visitors: 0}},
@@ -116,22 +131,21 @@ func TestReadPage(t *testing.T) {
 	t.Parallel()
 	const below = `</h1><ul class="totals"><li><b>1,234</b> visitors<li><b>5,678</b> visits<li><b>12</b> visits today</ul><td>9 visits`
 	tests := map[string]struct {
-		page string
-		want int64
+		page          string
+		number, place int64
 	}{
-		"again":             {`<h1 class="w5">You have visited this page <strong>1,001</strong> times.` + below, 1001},
-		"first":             {`<h1>You are visitor <strong>1,234</strong>.` + below, 1},
-		"first, then again": {`<h1>You are visitor <strong>1,234.</strong></h1><p>You have visited this page <strong>1</strong> time.` + below, 1},
-		"first, as a visit": {`<h1>You have visited this page <strong>1</strong> time.` + below, 1},
+		"again":             {page: `<h1 class="w5">You have visited this page <strong>1,001</strong> times.` + below, number: 1001},
+		"first":             {`<h1>You are visitor <strong>1,234</strong>.` + below, 1, 1234},
+		"first, then again": {`<h1>You are visitor <strong>1,234.</strong></h1><p>You have visited this page <strong>1</strong> time.` + below, 1, 1234},
+		"first, as a visit": {page: `<h1>You have visited this page <strong>1</strong> time.` + below, number: 1},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			number, visits, visitors, err := readPage(tt.page)
-			require.NoError(t, err)
-			assert.Equal(t, [3]int64{tt.want, 5678, 1234}, [3]int64{number, visits, visitors})
+			var v visit
+			require.NoError(t, v.readPage(tt.page))
+			assert.Equal(t, visit{number: tt.number, place: tt.place, visits: 5678, visitors: 1234}, v)
 		})
 	}
-	_, _, _, err := readPage(`<h1>The database does not answer.</h1>`)
-	require.Error(t, err)
+	require.Error(t, (&visit{}).readPage(`<h1>The database does not answer.</h1>`))
 }

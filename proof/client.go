@@ -88,7 +88,7 @@ func (t *target) visit(ctx context.Context, c crowd, visitor int, h *history) (v
 			return v, fmt.Errorf("the page does not count this program's visits: %.300q", text(body))
 		}
 	case status == http.StatusOK:
-		if v.number, v.visits, v.visitors, err = readPage(string(body)); err != nil {
+		if err := v.readPage(string(body)); err != nil {
 			return v, err
 		}
 		v.outcome = confirmed

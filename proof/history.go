@@ -24,6 +24,7 @@ type visit struct {
 	call, ret                 int64 // ret is never where the outcome is unknown
 	outcome                   outcome
 	number                    int64 // which of the visitor's visits it was
+	place                     int64 // of a new visitor: which of all visitors; 0: not shown
 	visits, visitors          int64 // the totals beside it
 }
 
@@ -31,7 +32,11 @@ func (v visit) String() string {
 	who := fmt.Sprintf("visitor %d at instance %d, %s to ", v.visitor, v.instance, clock(v.call))
 	switch v.outcome {
 	case confirmed:
-		return who + fmt.Sprintf("%s: visit %d of this visitor; totals: %d visits, %d visitors", clock(v.ret), v.number, v.visits, v.visitors)
+		what := fmt.Sprintf("visit %d of this visitor", v.number)
+		if v.place != 0 {
+			what = fmt.Sprintf("visitor %d of all", v.place)
+		}
+		return who + fmt.Sprintf("%s: %s; totals: %d visits, %d visitors", clock(v.ret), what, v.visits, v.visitors)
 	case unknown:
 		return who + "…: may have been counted"
 	}

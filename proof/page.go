@@ -10,44 +10,45 @@ import (
 )
 
 // What this program relies on in the page. A visit that was not counted says
-// so; a visitor's number is the first <strong>, where the text before it calls
-// the reader a visitor ("You are visitor N") on a first visit; the totals are
-// the first numbers before the words "visitors" and "visits".
+// so; the first <strong> is how often the visitor has come, or on a first visit
+// ("You are visitor N") the visitor's place among all; the totals are the first
+// numbers before the words "visitors" and "visits".
 var (
 	notCounted = "was not counted"
-	strong     = regexp.MustCompile(`([^<>]*)<strong[^>]*>\s*([0-9,]+)\s*</strong>`)
+	strong     = regexp.MustCompile(`([^<>]*)<strong[^>]*>\s*([0-9,]+)\.?\s*</strong>`)
 	tag        = regexp.MustCompile(`<[^>]*>`)
 	total      = regexp.MustCompile(`([0-9][0-9,]*)\s+(visits?|visitors?)\b(\s+today)?`)
 )
 
-// readPage returns what a page says to a visitor who was counted.
-func readPage(page string) (number, visits, visitors int64, err error) {
+// readPage adds to a visit what the page says to a visitor who was counted.
+func (v *visit) readPage(page string) error {
 	match := strong.FindStringSubmatch(page)
 	if match == nil {
-		return 0, 0, 0, fmt.Errorf("the page shows no number in <strong>")
+		return fmt.Errorf("the page shows no number in <strong>")
 	}
-	if number, err = readNumber(match[2]); err != nil {
-		return 0, 0, 0, err
+	shown, err := readNumber(match[2])
+	if err != nil {
+		return err
 	}
-	if strings.Contains(strings.ToLower(match[1]), "visitor") {
-		number = 1 // it is the number of the visitor
+	if v.number = shown; strings.Contains(strings.ToLower(match[1]), "visitor") {
+		v.number, v.place = 1, shown
 	}
-	visits, visitors = -1, -1
+	v.visits, v.visitors = -1, -1
 	for _, m := range total.FindAllStringSubmatch(tag.ReplaceAllString(page, " "), -1) {
 		n, err := readNumber(m[1])
 		switch {
 		case err != nil:
-			return 0, 0, 0, err
-		case visitors < 0 && strings.HasPrefix(m[2], "visitor"):
-			visitors = n
-		case visits < 0 && !strings.HasPrefix(m[2], "visitor") && m[3] == "":
-			visits = n
+			return err
+		case v.visitors < 0 && strings.HasPrefix(m[2], "visitor"):
+			v.visitors = n
+		case v.visits < 0 && !strings.HasPrefix(m[2], "visitor") && m[3] == "":
+			v.visits = n
 		}
 	}
-	if visits < 0 || visitors < 0 {
-		return 0, 0, 0, fmt.Errorf("the page does not show both totals")
+	if v.visits < 0 || v.visitors < 0 {
+		return fmt.Errorf("the page does not show both totals")
 	}
-	return number, visits, visitors, nil
+	return nil
 }
 
 func readNumber(s string) (int64, error) {

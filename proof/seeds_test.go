@@ -55,7 +55,11 @@ var seeds = map[string]struct {
 	},
 	"visits of one batch have the same number": {
 		edits:  []edit{{"s.visits += v.nth - v.visits[v.id]\n", "s.visits += 0\n"}},
-		faults: []string{lostAnswer},
+		faults: []string{lockedTotals},
+	},
+	"the new visitors of one batch have the same place": {
+		edits:  []edit{{"\t\t\t\t\tnext--\n", ""}},
+		faults: []string{lockedTotals},
 	},
 	"the page shows the totals of a moment ago": {
 		edits: []edit{
@@ -88,6 +92,7 @@ const (
 	swallowed    = "answers swallowed, commits go through"
 	lockReset    = "totals locked, the connections of waiting batches reset"
 	rowsGone     = "answers swallowed, then the rows of the writers removed"
+	lockedTotals = "totals locked by another program"
 	killedServer = "PostgreSQL killed with -9, started again"
 	failover     = "failover, the primary killed with -9"
 	terminated   = "waits for the standby terminated, then failover"
