@@ -152,7 +152,18 @@ func testConverge(t *testing.T, s *service) {
 	t.Run("containers are shut in", func(t *testing.T) {
 		for _, h := range s.hosts {
 			got := h.must(t, `docker inspect -f '{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.Memory}} {{.HostConfig.PortBindings}} {{.HostConfig.RestartPolicy.Name}}' `+live)
-			assert.Equal(t, "65532:33 true [ALL] 268435456 map[] unless-stopped", got)
+			assert.Equal(t, "65532:33 true [ALL] 469762048 map[] unless-stopped", got)
+		}
+	})
+
+	t.Run("services are shut in", func(t *testing.T) {
+		// Debian's units score 9.2 to 9.6 of 10, "unsafe".
+		for _, unit := range []string{"nginx", "postgresql@17-footfall", "footfall-backup", "footfall-drill", "footfall-recount", "prometheus-node-exporter", "prometheus"} {
+			said := s.edge().must(t, "systemd-analyze security --no-pager "+unit+" | tail -n 1")
+			var score float64
+			_, err := fmt.Sscanf(said[strings.LastIndex(said, ": ")+2:], "%f", &score)
+			require.NoError(t, err, said)
+			assert.Less(t, score, 8.0, said)
 		}
 	})
 
