@@ -1,8 +1,9 @@
 # The image: one static binary, nothing else to break into or to patch. Builds with BuildKit and with the classic
 # builder alike (no RUN --mount, no syntax line, which would ask a registry).
 
-# The compiler runs on the builder's own platform and compiles for the target's; the classic builder knows neither.
-FROM --platform=${BUILDPLATFORM:-linux} golang:1.26 AS build
+# The compiler runs on the builder's own platform and compiles for the target's; the classic builder knows neither. It is
+# go.mod's toolchain to the patch. Of its image only the certificates get into the result, so it has no digest.
+FROM --platform=${BUILDPLATFORM:-linux} golang:1.26.8 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download

@@ -214,6 +214,8 @@ fuzz: need-postgres ## run every fuzz target for FUZZTIME
 ##### release
 
 .PHONY: dist
+# Another patch release of Go compiles other bytes.
+dist: export GOTOOLCHAIN = $(shell sed -n 's/^toolchain //p' go.mod)
 dist: ## build the stripped binaries of a release and their checksums into dist/
 	@mkdir -p dist && rm -f dist/footfall-$(VERSION)-* dist/SHA256SUMS
 	GOOS=linux GOARCH=amd64 $(GO_BUILD) -o dist/footfall-$(VERSION)-linux-amd64 .

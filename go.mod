@@ -5,6 +5,8 @@ module footfall
 
 go 1.26
 
+toolchain go1.26.8
+
 require (
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/stretchr/testify v1.12.1

@@ -66,8 +66,8 @@ func versions(root string) ([]string, error) {
 			{"delivery/fleet.py", `RED_DAYS, .* = (\d+),`},
 		}},
 		{"Go", [][2]string{
-			{"go.mod", `(?m)^go (\d+\.\d+)`},
-			{"Dockerfile", `golang:(\d+\.\d+)`},
+			{"go.mod", `(?m)^toolchain go(\d+\.\d+\.\d+)$`},
+			{"Dockerfile", `golang:(\d+\.\d+\.\d+) `},
 		}},
 	} {
 		want := ""

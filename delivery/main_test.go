@@ -39,7 +39,7 @@ func TestBrokenRules(t *testing.T) {
 		"entry without a day":      {"CHANGELOG.md", "", "## [1.2.3]\n\n- x\n", `CHANGELOG.md does not say what is in 1.2.3`},
 		"another oldest PostgreSQL": {"README.md", "PostgreSQL 15 or newer", "PostgreSQL 14 or newer",
 			"README.md says that the oldest PostgreSQL is 14, and .github/workflows/check.yml that it is 15: write the same"},
-		"another Go in the image":              {"Dockerfile", "golang:1.26", "golang:1.25", "Dockerfile says that Go is 1.25, and go.mod that it is 1.26: write the same"},
+		"another Go in the image":              {"Dockerfile", "golang:1.26.8", "golang:1.26.9", "Dockerfile says that Go is 1.26.9, and go.mod that it is 1.26.8: write the same"},
 		"another PostgreSQL of compose.yaml's": {"compose.yaml", "postgres:17", "postgres:18", "compose.yaml says that Debian's PostgreSQL is 18"},
 		"PostgreSQL's version elsewhere":       {"ansible/roles/settings/vars/main.yml", "postgres_version | int >= 15", "true", "does not name the oldest PostgreSQL"},
 		"certificate that is red before it alerts": {"delivery/fleet.py", "RED_DRILL = 10,", "RED_DRILL = 21,",

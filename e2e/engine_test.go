@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -192,7 +193,7 @@ func buildImages() error {
 		func() error { return build(controllerImage, "controller", dockerfile) },
 		func() error { return build(hostImage, "host", dockerfile) },
 		func() error { return build("postgres:17", "postgres", dockerfile) },
-		func() error { return build("golang:1.26", "golang", golang) },
+		func() error { return build("golang:"+strings.TrimPrefix(runtime.Version(), "go"), "golang", golang) },
 	} {
 		wg.Go(func() { errs[i] = b() })
 	}
@@ -261,7 +262,7 @@ func debian(name, _, recipe string) error {
 	return nil
 }
 
-// golang makes golang:1.26 from the Go that runs this test.
+// golang makes an image from the Go that runs this test: go.mod's toolchain, which the Dockerfile names.
 func golang(name, dir, recipe string) error {
 	goroot, err := sh("go", "env", "GOROOT")
 	if err != nil {
