@@ -32,7 +32,7 @@ func main() {
 // check returns a sentence for each rule that the repository at root breaks, or an error if it cannot be read.
 func check(root string) ([]string, error) {
 	var broken []string
-	for _, rule := range []func(string) ([]string, error){version, versions, migrations, collections, workflows, dockerfile} {
+	for _, rule := range []func(string) ([]string, error){version, versions, migrations, collections, workflows} {
 		found, err := rule(root)
 		if err != nil {
 			return nil, err
@@ -286,40 +286,4 @@ func earlyVariables(workflow string) map[int]string {
 	}
 	leave()
 	return found
-}
-
-// dockerfile: what hadolint would say of an image that is a single static binary, and a few rules of our own.
-func dockerfile(root string) ([]string, error) {
-	text, err := os.ReadFile(filepath.Join(root, "Dockerfile"))
-	if err != nil {
-		return nil, err
-	}
-	var broken []string
-	for _, rule := range []struct {
-		forbidden bool
-		pattern   string
-		todo      string
-	}{
-		{false, `(?m)^FROM scratch$[^\x00]*^ENTRYPOINT \["`, `end with FROM scratch and an ENTRYPOINT ["…"] of the exec form (DL3025)`},
-		{false, `(?m)^USER [1-9]\d*(:\d+)?$`, "set USER to a number other than 0 (DL3002)"},
-		{false, `(?m)^HEALTHCHECK `, "add a HEALTHCHECK"},
-		{false, `(?m)^LABEL (.*\\\n)*.*org\.opencontainers\.image\.version=`, "label the image with its version"},
-		{true, `(?m)^FROM (--\S+ )?[^\s:@]*(:latest)?( AS \w+)?$`, "name the version of each base image (DL3006, DL3007)"},
-		{true, `(?im)^(ADD|MAINTAINER)\b`, "use COPY and LABEL instead of ADD and MAINTAINER (DL3020, DL4000)"},
-		{true, `(?im)^RUN .*\b(sudo|curl|wget)\b`, "take what is needed from a base image instead of fetching it (DL3004, DL4001)"},
-		{true, `(?im)^(ARG|ENV) .*(password|secret|token|key)`, "keep secrets out of ARG and ENV, which stay readable in the image"},
-		{true, `(?im)^WORKDIR [^/]`, "write WORKDIR as an absolute path (DL3000)"},
-		{true, `(?im)^#\s*syntax\s*=`, "leave out the syntax line, which makes every build ask a registry"},
-		{true, `(?im)^RUN .*--mount`, "leave out RUN --mount, which the classic builder does not know"},
-	} {
-		// FROM scratch has no version to name.
-		body := string(text)
-		if rule.forbidden {
-			body = strings.ReplaceAll(body, "\nFROM scratch\n", "\n")
-		}
-		if regexp.MustCompile(rule.pattern).MatchString(body) == rule.forbidden {
-			broken = append(broken, "Dockerfile: "+rule.todo)
-		}
-	}
-	return broken, nil
 }

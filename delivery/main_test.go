@@ -65,15 +65,6 @@ func TestBrokenRules(t *testing.T) {
 		"no time limit":                    {ci, "    timeout-minutes: 20\n", "", `must have one "timeout-minutes:" for each "runs-on:": add what is missing`},
 		"all permissions":                  {ci, "permissions:\n  contents: read\n", "", `must have one "permissions:" for each "on:"`},
 		"kept credentials":                 {ci, "persist-credentials: false", "fetch-tags: true", `must have one "persist-credentials: false" for each "uses: actions/checkout@"`},
-		"root in the image":                {"Dockerfile", "USER 65532:65532", "USER root", "Dockerfile: set USER to a number other than 0 (DL3002)"},
-		"a shell in the image":             {"Dockerfile", "FROM scratch", "FROM debian:trixie", "Dockerfile: end with FROM scratch"},
-		"base without a version":           {"Dockerfile", "FROM scratch", "FROM debian AS another\nFROM scratch", "Dockerfile: name the version of each base image (DL3006, DL3007)"},
-		"shell form":                       {"Dockerfile", `ENTRYPOINT ["/footfall"]`, "ENTRYPOINT /footfall", "Dockerfile: end with FROM scratch and an ENTRYPOINT"},
-		"no health check":                  {"Dockerfile", "HEALTHCHECK", "#", "Dockerfile: add a HEALTHCHECK"},
-		"no version on the image":          {"Dockerfile", "org.opencontainers.image.version", "version", "Dockerfile: label the image with its version"},
-		"secret in the image":              {"Dockerfile", "EXPOSE 8080", "ENV VISITOR_KEY=x", "Dockerfile: keep secrets out of ARG and ENV"},
-		"added from a network":             {"Dockerfile", "COPY . .", "ADD . .", "Dockerfile: use COPY and LABEL instead of ADD"},
-		"BuildKit alone":                   {"Dockerfile", "RUN go mod", "RUN --mount=type=cache,target=/x go mod", "Dockerfile: leave out RUN --mount"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

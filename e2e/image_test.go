@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,9 +23,14 @@ func TestImageSaysItsVersion(t *testing.T) {
 		return err
 	}))
 
-	label, err := docker("image", "inspect", "--format", `{{index .Config.Labels "org.opencontainers.image.version"}}`, image+":"+version)
+	config, err := docker("image", "inspect", "--format", `{{index .Config.Labels "org.opencontainers.image.version"}} {{.Config.User}} {{.Config.Entrypoint}} {{.Config.Env}} {{.Config.Healthcheck.Test}}`, image+":"+version)
 	require.NoError(t, err)
-	assert.Equal(t, version, strings.TrimSpace(label))
+	assert.Regexp(t, `^`+version+` 65532:65532 \[/footfall\] \[PATH=\S+\] \[CMD /footfall healthcheck\]$`, config, "no root, no shell, no secret in the environment")
+	files, err := sh("sh", "-c", "id=$(docker create "+image+":"+version+"); docker export $id | tar t | grep -v /$; docker rm $id >/dev/null")
+	require.NoError(t, err)
+	assert.Equal(t, "etc/ssl/certs/ca-certificates.crt\nfootfall", strings.Join(slices.DeleteFunc(strings.Fields(files), func(file string) bool {
+		return slices.Contains([]string{".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"}, file) // the engine's
+	}), "\n"))
 	said, err := docker("run", "--rm", "--network", "none", image+":"+version, "version")
 	require.NoError(t, err)
 	assert.Contains(t, said, "footfall "+version+" ")
