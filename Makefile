@@ -137,7 +137,7 @@ terminal: ## the README's picture of a deployment, from the log that make e2e ha
 
 # The end-to-end tests in parts, each with the files that concern it: a pull request runs the parts whose files it changes.
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$
-E2E_service    := ^Test(Files|Service)$$/^(Backups|Browser|Converge|Faults|TLS|Wire)$$
+E2E_service    := ^Test(Files|Service)$$/^(Backups|Browser|Converge|Faults|Order|TLS|Updates|Wire)$$
 E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator|Registry|Workflow)$$
 # The figures of docs/figures.md, on a machine that does nothing else.
 E2E_speed      := ^TestService$$/^Speed$$

@@ -37,6 +37,7 @@ func TestService(t *testing.T) {
 		{"Speed", testSpeed},
 		{"Registry", testRegistry},
 		{"Workflow", testWorkflow},
+		{"Updates", testUpdates},
 		{"Faults", testFaults},
 		{"TLS", testTLS},
 	} {
