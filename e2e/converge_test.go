@@ -18,6 +18,10 @@ import (
 // testConverge brings two bare hosts to a counting page; the second run and the dry run change nothing.
 func testConverge(t *testing.T, s *service) {
 	assert.Equal(t, []string{s.version, s.version}, s.running(t))
+	said := strings.Join(strings.Fields(s.first.Output), " ")
+	for _, words := range []string{"The page: " + s.url("/"), "Alerts reach operator@example.org and the webhook.", "To undo it, reinstall the hosts"} {
+		assert.Contains(t, said, words)
+	}
 
 	t.Run("again", func(t *testing.T) {
 		p := s.play(t, "site.yml")
