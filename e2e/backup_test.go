@@ -18,6 +18,13 @@ func testBackups(t *testing.T, s *service) {
 	assert.Equal(t, "active\nactive\nactive", s.edge().must(t, "systemctl is-active footfall-backup.timer footfall-recount.timer footfall-drill.timer"))
 	assert.NotContains(t, s.edge().must(t, metrics), "footfall_backup_last_success_timestamp_seconds 0", "site.yml makes the first one")
 
+	t.Run("how long WAL may wait", func(t *testing.T) {
+		// At most until four fifths of the disk are full of segments, one every 30 s.
+		s.edge().must(t, "systemctl start footfall-backup.service")
+		s.edge().must(t, `limit=$(df --output=used,avail -B1 /srv/footfall | awk 'NR == 2 { print ($2 - ($1 + $2) / 5) / 16777216 * 30 }')
+			`+metrics+` | awk -v limit="$limit" '/^footfall_archive_patience_seconds/ { found = $2 > limit / 2 && $2 < limit * 1.1 } END { exit !found }'`)
+	})
+
 	t.Run("drill", func(t *testing.T) {
 		s.visit(t)
 		before := s.totals(t)

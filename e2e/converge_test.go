@@ -19,7 +19,7 @@ import (
 func testConverge(t *testing.T, s *service) {
 	assert.Equal(t, []string{s.version, s.version}, s.running(t))
 	said := strings.Join(strings.Fields(s.first.Output), " ")
-	for _, words := range []string{"The page: " + s.url("/"), "Alerts reach operator@example.org and the webhook.", "To undo it, reinstall the hosts"} {
+	for _, words := range []string{"The page: " + s.url("/"), "Alerts reach operator@example.org and the webhook.", "WAL waits for it for at most", "To undo it, reinstall the hosts"} {
 		assert.Contains(t, said, words)
 	}
 
