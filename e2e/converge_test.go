@@ -157,6 +157,7 @@ func testConverge(t *testing.T, s *service) {
 		for _, h := range s.hosts {
 			got := h.must(t, `docker inspect -f '{{.Config.User}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.Memory}} {{.HostConfig.PortBindings}} {{.HostConfig.RestartPolicy.Name}}' `+live)
 			assert.Equal(t, "65532:33 true [ALL] 469762048 map[] unless-stopped", got)
+			assert.Contains(t, h.must(t, "docker inspect -f '{{.Config.Env}}' "+live), "IGNORED_NETWORKS=203.0.113.0/24,2001:db8::/48 ")
 		}
 	})
 

@@ -65,6 +65,7 @@ func converged(t *testing.T) *service {
 	s.settings = []string{"-e", "provision=false", "-e", "app_image=" + appImage(),
 		"-e", "monitoring_webhook=" + s.operator.hook + "/alert", "-e", "monitoring_heartbeat=" + s.operator.hook + "/heartbeat",
 		"-e", "monitoring_email=operator@example.org", "-e", "monitoring_smtp=" + s.operator.smtp,
+		"-e", `{"ignored_networks": ["203.0.113.0/24", "2001:db8::/48"]}`,
 		// All of a test's clients have one address.
 		"-e", "requests_per_second=100000",
 		// Every process of the deployment must know it: another one is refused.
