@@ -54,8 +54,8 @@ func testOperator(t *testing.T, s *service) {
 	})
 
 	t.Run("logs", func(t *testing.T) {
-		for range 8 { // the edge takes the hosts in turn
-			s.visit(t)
+		for range 8 { // the edge takes the hosts in turn; an error has a line
+			s.get("/no-such-page")
 		}
 		eventually(t, time.Minute, "every host's lines", func() error {
 			out, err := fleet("", "logs", "1m")
@@ -81,6 +81,11 @@ func testOperator(t *testing.T, s *service) {
 	})
 
 	t.Run("the log of the release before", func(t *testing.T) {
+		if s.edge().must(t, "docker ps --all --format x | wc -l") == "1" {
+			variant(t, "99.0.0", func(string) {})
+			s.deploy(t, "99.0.0").require(t)
+			s.deploy(t, s.version).require(t)
+		}
 		s.edge().must(t, "docker logs footfall-$([ $(dirname $(readlink /var/lib/footfall/live.sock)) = blue ] && echo green || echo blue) 2>&1 | grep -q listening")
 		out, err := fleet("", "logs", "1h", "--grep=listening")
 		require.NoError(t, err)
