@@ -19,7 +19,7 @@ func testOrder(t *testing.T, s *service) {
 	secrets := func() []string {
 		var all []string
 		for _, h := range s.hosts {
-			all = append(all, h.must(t, "cat /etc/footfall/app-*/database_url | sort | uniq"))
+			all = append(all, h.must(t, "for file in /etc/footfall/app-*/database_url; do cat $file; echo; done | sort -u"))
 		}
 		return all
 	}
