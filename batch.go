@@ -78,7 +78,7 @@ func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error
 	}
 	const head = 5 // totals and today come before the visitors' numbers
 	if len(numbers) < head {
-		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers, want at least %d", len(numbers), head)
+		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers; it must have at least %d", len(numbers), head)
 	}
 	if p.days == nil {
 		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)

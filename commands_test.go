@@ -89,8 +89,8 @@ func TestExitStatus(t *testing.T) {
 	assert.Equal(t, 2, exit.ExitCode())
 	assert.Empty(t, out.String())
 	assert.Equal(t, `footfall: DATABASE_URL must start with postgres:// or postgresql://, such as postgres://user:password@host:5432/database
-footfall: LISTEN_ADDR is "8080", want host:port, :port or unix:/path
-footfall: VISITOR_KEY has 7 bytes, want at least 32, such as the output of: openssl rand -hex 32
+footfall: LISTEN_ADDR is "8080"; it must be host:port, :port or unix:/path
+footfall: VISITOR_KEY has 7 bytes; it must have at least 32, such as the output of: openssl rand -hex 32
 `, errs.String())
 
 	cmd = command(t, []string{"healthcheck"}, "LISTEN_ADDR", "127.0.0.1:1")
@@ -707,7 +707,7 @@ func TestDevRefuses(t *testing.T) {
 	err = dev(t.Context(), dir, environment("LISTEN_ADDR", taken.Addr().String()), io.Discard)
 	assert.EqualError(t, err, `listen on "`+taken.Addr().String()+`": another program listens there; stop it or set LISTEN_ADDR`)
 	err = dev(t.Context(), dir, environment("LOG_LEVEL", "loud", "DATABASE_URL_FILE", "/no/such/file"), io.Discard)
-	assert.EqualError(t, err, `LOG_LEVEL is "loud", want one of: info, debug, warn, error`)
+	assert.EqualError(t, err, `LOG_LEVEL is "loud"; it must be one of: info, debug, warn, error`)
 	assert.NoDirExists(t, dir)
 }
 

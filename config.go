@@ -269,14 +269,14 @@ func (e *env) link(key string) string {
 			return v
 		}
 	}
-	e.wrong("%s is %q, want an address that begins with https://, http:// or mailto:", key, v)
+	e.wrong("%s is %q; it must start with https://, http:// or mailto:", key, v)
 	return ""
 }
 
 func (e *env) listenAddr() string {
 	if port := e.str("PORT", ""); port != "" && e.str("LISTEN_ADDR", "") == "" {
 		if !isPort(port) {
-			e.wrong("PORT is %q, want a number up to 65535", port)
+			e.wrong("PORT is %q; it must be a number up to 65535", port)
 		}
 		return ":" + port
 	}
@@ -284,12 +284,12 @@ func (e *env) listenAddr() string {
 	if path, ok := strings.CutPrefix(v, "unix:"); ok {
 		// sun_path of sockaddr_un holds 108 bytes with the closing zero (unix(7)).
 		if !filepath.IsAbs(path) || len(path) > 107 {
-			e.wrong("LISTEN_ADDR is %q, want unix: and an absolute path of at most 107 bytes", v)
+			e.wrong("LISTEN_ADDR is %q; it must be unix: and an absolute path of at most 107 bytes", v)
 		}
 		return v
 	}
 	if _, port, err := net.SplitHostPort(v); err != nil || !isPort(port) {
-		e.wrong("LISTEN_ADDR is %q, want host:port, :port or unix:/path", v)
+		e.wrong("LISTEN_ADDR is %q; it must be host:port, :port or unix:/path", v)
 	}
 	return v
 }
@@ -309,7 +309,7 @@ func (e *env) prefixes(key, fallback string) []netip.Prefix {
 		part = strings.TrimSpace(part)
 		prefix, err := visitor.ParseNetwork(part)
 		if err != nil {
-			e.wrong("%s has %q, want networks such as 10.0.0.0/8, 2001:db8::/32, with commas between", key, part)
+			e.wrong("%s has %q; it must be networks such as 10.0.0.0/8, 2001:db8::/32, separated by commas", key, part)
 			continue
 		}
 		prefixes = append(prefixes, prefix)
@@ -323,7 +323,7 @@ func (e *env) visitorKey() []byte {
 		return nil
 	}
 	if len(v) < minVisitorKey {
-		e.wrong("VISITOR_KEY has %d bytes, want at least %d, such as the output of: openssl rand -hex 32", len(v), minVisitorKey)
+		e.wrong("VISITOR_KEY has %d bytes; it must have at least %d, such as the output of: openssl rand -hex 32", len(v), minVisitorKey)
 		return nil
 	}
 	return []byte(v)
@@ -336,7 +336,7 @@ func (e *env) duration(key string, fallback, least time.Duration) time.Duration 
 	}
 	d, err := time.ParseDuration(v)
 	if err != nil || d < least {
-		e.wrong(`%s is %q, want a duration such as "10s"`, key, v)
+		e.wrong(`%s is %q; it must be a duration such as "10s"`, key, v)
 	}
 	return d
 }
@@ -344,7 +344,7 @@ func (e *env) duration(key string, fallback, least time.Duration) time.Duration 
 func (e *env) oneOf(key string, allowed ...string) string {
 	v := e.str(key, allowed[0])
 	if !slices.Contains(allowed, v) {
-		e.wrong("%s is %q, want one of: %s", key, v, strings.Join(allowed, ", "))
+		e.wrong("%s is %q; it must be one of: %s", key, v, strings.Join(allowed, ", "))
 	}
 	return v
 }

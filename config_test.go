@@ -108,11 +108,11 @@ func TestLoadConfigUnderstands(t *testing.T) {
 func TestLoadConfigRefuses(t *testing.T) {
 	t.Parallel()
 	const (
-		wantListen = `, want host:port, :port or unix:/path`
-		wantUnix   = `, want unix: and an absolute path of at most 107 bytes`
-		wantLink   = `, want an address that begins with https://, http:// or mailto:`
-		wantNet    = `, want networks such as 10.0.0.0/8, 2001:db8::/32, with commas between`
-		wantTime   = `, want a duration such as "10s"`
+		wantListen = `; it must be host:port, :port or unix:/path`
+		wantUnix   = `; it must be unix: and an absolute path of at most 107 bytes`
+		wantLink   = `; it must start with https://, http:// or mailto:`
+		wantNet    = `; it must be networks such as 10.0.0.0/8, 2001:db8::/32, separated by commas`
+		wantTime   = `; it must be a duration such as "10s"`
 		badURL     = `DATABASE_URL must be postgres://user:password@host:5432/database, with characters such as @ : / ? # % in the password percent-encoded`
 	)
 	tests := map[string]struct{ key, value, want string }{
@@ -136,17 +136,17 @@ func TestLoadConfigRefuses(t *testing.T) {
 		"port too high":          {"LISTEN_ADDR", ":65536", `LISTEN_ADDR is ":65536"` + wantListen},
 		"relative socket":        {"LISTEN_ADDR", "unix:web.sock", `LISTEN_ADDR is "unix:web.sock"` + wantUnix},
 		"socket's path too long": {"LISTEN_ADDR", "unix:/" + strings.Repeat("s", 107), `LISTEN_ADDR is "unix:/` + strings.Repeat("s", 107) + `"` + wantUnix},
-		"PORT":                   {"PORT", "http!", `PORT is "http!", want a number up to 65535`},
+		"PORT":                   {"PORT", "http!", `PORT is "http!"; it must be a number up to 65535`},
 		"proxy's name":           {"TRUSTED_PROXIES", "10.0.0.0/8,nginx", `TRUSTED_PROXIES has "nginx"` + wantNet},
 		"proxies, comma":         {"TRUSTED_PROXIES", "10.0.0.0/8,", `TRUSTED_PROXIES has ""` + wantNet},
 		"proxies, bits":          {"TRUSTED_PROXIES", "10.0.0.0/33", `TRUSTED_PROXIES has "10.0.0.0/33"` + wantNet},
 		"proxies, zone":          {"TRUSTED_PROXIES", "fe80::1%eth0", `TRUSTED_PROXIES has "fe80::1%eth0"` + wantNet},
-		"short key":              {"VISITOR_KEY", "hunter2", `VISITOR_KEY has 7 bytes, want at least 32, such as the output of: openssl rand -hex 32`},
+		"short key":              {"VISITOR_KEY", "hunter2", `VISITOR_KEY has 7 bytes; it must have at least 32, such as the output of: openssl rand -hex 32`},
 		"negative delay":         {"SHUTDOWN_DELAY", "-1s", `SHUTDOWN_DELAY is "-1s"` + wantTime},
 		"no unit":                {"SHUTDOWN_TIMEOUT", "10", `SHUTDOWN_TIMEOUT is "10"` + wantTime},
 		"no time to stop":        {"SHUTDOWN_TIMEOUT", "0s", `SHUTDOWN_TIMEOUT is "0s"` + wantTime},
-		"log format":             {"LOG_FORMAT", "xml", `LOG_FORMAT is "xml", want one of: json, text`},
-		"log level":              {"LOG_LEVEL", "INFO", `LOG_LEVEL is "INFO", want one of: info, debug, warn, error`},
+		"log format":             {"LOG_FORMAT", "xml", `LOG_FORMAT is "xml"; it must be one of: json, text`},
+		"log level":              {"LOG_LEVEL", "INFO", `LOG_LEVEL is "INFO"; it must be one of: info, debug, warn, error`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
