@@ -247,7 +247,7 @@ func (s *store) verify(ctx context.Context) ([]check, error) {
 	return checks, rows.Err()
 }
 
-// forgetCommand removes what is kept of the visitors with these addresses, one a
+// forgetCommand removes what is kept of the visitors with these addresses, one per
 // line, each in any form that a proxy writes. A line that is none is reported when
 // the others are done. No message holds an address.
 func forgetCommand(ctx context.Context, cfg config, out io.Writer, addresses io.Reader) error {
@@ -270,16 +270,16 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, addresses io.
 		n++
 		client, ok := visitor.Parse(lines.Text())
 		if !ok {
-			wrong = append(wrong, fmt.Errorf("forget: address %d is no address such as 192.0.2.7 or 2001:db8::7", n))
+			wrong = append(wrong, fmt.Errorf("forget: address %d must be written as 192.0.2.7 or 2001:db8::7", n))
 			continue
 		}
 		visits, err := store.forget(ctx, h.ID(client))
 		if err != nil {
 			return fmt.Errorf("address %d: %w", n, err)
 		}
-		sentence := "nothing is kept of this visitor"
+		sentence := "no such visitor is stored"
 		if number := group(visits); visits > 0 {
-			sentence = fmt.Sprintf("forgotten: a visitor with %s %s; the totals stay as they are", number, plural(number, "visit"))
+			sentence = fmt.Sprintf("removed one visitor with %s %s; the totals are unchanged", number, plural(number, "visit"))
 		}
 		if _, err := fmt.Fprintln(out, sentence); err != nil {
 			return err
@@ -289,7 +289,7 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, addresses io.
 		return fmt.Errorf("read address %d: %w", n+1, err)
 	}
 	if n == 0 {
-		wrong = append(wrong, errors.New("forget: give the address as an argument, or addresses on standard input, one a line"))
+		wrong = append(wrong, errors.New("forget: give the address as an argument, or addresses on standard input, one per line"))
 	}
 	if len(wrong) > 0 {
 		return &usageError{errors.Join(wrong...)}

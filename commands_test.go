@@ -32,11 +32,11 @@ func TestWrongUsage(t *testing.T) {
 	for want, args := range map[string][]string{
 		`unknown command "count"; see footfall help`:                                     {"count"},
 		`unknown command ""; see footfall help`:                                          {""},
-		`serve takes no "now"; see footfall help`:                                        {"serve", "now"},
-		`version takes no "-v"; see footfall help`:                                       {"version", "-v"},
-		`migrate takes no "-statuss"; see footfall help`:                                 {"migrate", "-statuss"},
-		`migrate takes no "-status"; see footfall help`:                                  {"migrate", "-status", "-status"},
-		`verify takes no "--all"; see footfall help`:                                     {"verify", "--all"},
+		`serve: unexpected argument "now"; see footfall help`:                            {"serve", "now"},
+		`version: unexpected argument "-v"; see footfall help`:                           {"version", "-v"},
+		`migrate: unexpected argument "-statuss"; see footfall help`:                     {"migrate", "-statuss"},
+		`migrate: unexpected argument "-status"; see footfall help`:                      {"migrate", "-status", "-status"},
+		`verify: unexpected argument "--all"; see footfall help`:                         {"verify", "--all"},
 		`DATABASE_URL is not set; set it to postgres://user:password@host:5432/database`: nil,
 	} {
 		t.Run(want, func(t *testing.T) {
@@ -474,7 +474,7 @@ func TestForget(t *testing.T) {
 		require.NoError(t, run(t.Context(), []string{"forget", address}, environment("DATABASE_URL", url), &out))
 		assert.Equal(t, want+"\n", out.String(), "and no address")
 		gone := int64(0)
-		if strings.HasPrefix(want, "forgotten") {
+		if strings.HasPrefix(want, "removed") {
 			gone = 1
 		}
 		assert.Equal(t, before-gone, queryInt(t, s.reads, `SELECT count(*) FROM visitors`))
@@ -483,10 +483,10 @@ func TestForget(t *testing.T) {
 	for _, address := range []string{"192.0.2.1", "192.0.2.1", "192.0.2.2", "2001:db8:1:2::1", "2001:db8:1:2::2"} {
 		visit(address, "You have visited this page ")
 	}
-	forget("192.0.2.9", "nothing is kept of this visitor")
-	forget("192.0.2.1", "forgotten: a visitor with 2 visits; the totals stay as they are")
-	forget("192.0.2.1", "nothing is kept of this visitor")
-	forget(" [2001:db8:1:2:ffff::]:443\n", "forgotten: a visitor with 2 visits; the totals stay as they are")
+	forget("192.0.2.9", "no such visitor is stored")
+	forget("192.0.2.1", "removed one visitor with 2 visits; the totals are unchanged")
+	forget("192.0.2.1", "no such visitor is stored")
+	forget(" [2001:db8:1:2:ffff::]:443\n", "removed one visitor with 2 visits; the totals are unchanged")
 	visit("192.0.2.2", "You have visited this page 2 times.")
 	visit("192.0.2.1", "You have visited this page 1 time.")
 	assert.Equal(t, int64(7), queryInt(t, s.reads, `SELECT visits FROM totals`))
@@ -501,12 +501,12 @@ func TestForget(t *testing.T) {
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	assert.EqualError(t, cmd.Run(), "exit status 2")
-	assert.Equal(t, `forgotten: a visitor with 1 visit; the totals stay as they are
-nothing is kept of this visitor
-forgotten: a visitor with 1 visit; the totals stay as they are
+	assert.Equal(t, `removed one visitor with 1 visit; the totals are unchanged
+no such visitor is stored
+removed one visitor with 1 visit; the totals are unchanged
 `, out.String())
-	assert.Equal(t, `footfall: forget: address 2 is no address such as 192.0.2.7 or 2001:db8::7
-footfall: forget: address 4 is no address such as 192.0.2.7 or 2001:db8::7
+	assert.Equal(t, `footfall: forget: address 2 must be written as 192.0.2.7 or 2001:db8::7
+footfall: forget: address 4 must be written as 192.0.2.7 or 2001:db8::7
 `, errs.String())
 	assert.NotContains(t, r.lines.String(), "192.0.2")
 	requireVerified(t, s)
@@ -529,7 +529,7 @@ func TestForgetAtATerminal(t *testing.T) {
 		require.NoError(t, err)
 		line, err := answers.ReadString('\n')
 		require.NoError(t, err)
-		assert.Equal(t, "nothing is kept of this visitor\n", line)
+		assert.Equal(t, "no such visitor is stored\n", line)
 	}
 	require.NoError(t, in.Close())
 	require.NoError(t, cmd.Wait())

@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	case len(args) == 1 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help"):
 		command = "help"
 	case len(args) > 0 && !status && !record && command != "forget" && command != "carry-over":
-		return &usageError{fmt.Errorf("%s takes no %q; see footfall help", command, args[0])}
+		return &usageError{fmt.Errorf("%s: unexpected argument %q; see footfall help", command, args[0])}
 	}
 	var do func(context.Context, config, io.Writer) error
 	switch command {
