@@ -54,12 +54,12 @@ const (
 // routes is the whole URL space.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /{$}", s.try(s.index))
-	mux.Handle("GET /assets/{file}", s.try(asset))
+	mux.Handle("GET /{$}", s.withErrors(s.index))
+	mux.Handle("GET /assets/{file}", s.withErrors(asset))
 	for _, res := range s.resources() {
-		mux.Handle("GET "+res.path, s.try(res.answer))
+		mux.Handle("GET "+res.path, s.withErrors(res.answer))
 	}
-	mux.Handle("/", s.try(func(w http.ResponseWriter, r *http.Request) error {
+	mux.Handle("/", s.withErrors(func(w http.ResponseWriter, r *http.Request) error {
 		asGet := *r
 		asGet.Method = http.MethodGet
 		if _, pattern := mux.Handler(&asGet); pattern == "/" {
@@ -207,9 +207,9 @@ type publicError struct {
 
 func (e *publicError) Error() string { return e.msg }
 
-// try answers for a handler that returns an error before it wrote anything.
+// withErrors answers for a handler that returns an error before it wrote anything.
 // The client never sees a cause that is not made for it.
-func (s *server) try(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+func (s *server) withErrors(h func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := h(w, r)
 		if err == nil {

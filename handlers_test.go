@@ -606,7 +606,7 @@ func TestPanicInHalfAnAnswer(t *testing.T) {
 func TestHandlersError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	s.handler = s.observed(s.try(func(http.ResponseWriter, *http.Request) error { return errors.New("the cause") }))
+	s.handler = s.observed(s.withErrors(func(http.ResponseWriter, *http.Request) error { return errors.New("the cause") }))
 	w := s.ask("GET", "/")
 	assert.Equal(t, http.StatusInternalServerError, w.Code)
 	assert.Equal(t, "internal error\n", w.Body.String())

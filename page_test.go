@@ -255,7 +255,7 @@ func TestPageSize(t *testing.T) {
 		"first": {greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{1, billion}},
 		"again": {greeting{Result: visitor.Counted, Source: visitor.FromForwarded}, standing{visits: billion}},
 	} {
-		web := httptest.NewServer(s.observed(s.secured(s.try(func(w http.ResponseWriter, r *http.Request) error {
+		web := httptest.NewServer(s.observed(s.secured(s.withErrors(func(w http.ResponseWriter, r *http.Request) error {
 			r.Host = "count.example.org"
 			return s.page.of(tl).write(w, r, http.StatusOK, tt.greeting, tt.own)
 		}))))
