@@ -155,7 +155,7 @@ var errWarned = errors.New("not confirmed")
 
 // onBatches runs do on the recorder's connection, which is given up after an
 // error: its state is unknown, and a server that has become read-only would
-// refuse on it for ever.
+// refuse on it forever.
 func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 	conn, err := s.batches.Conn(ctx)
 	if err != nil {

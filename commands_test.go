@@ -410,7 +410,7 @@ func TestVersionIsTheSameEverywhere(t *testing.T) {
 	assert.Regexp(t, `\bfootfall `+regexp.QuoteMeta(want)+`\b`, pageText(body))
 }
 
-// TestBuildIsReproducible builds one commit in two folders: neither the folder
+// TestBuildIsReproducible builds one commit in two directories: neither the directory
 // nor the time may be in the binary. make reproducible also does it with an
 // empty build cache, which takes a minute.
 func TestBuildIsReproducible(t *testing.T) {

@@ -29,14 +29,14 @@ type usageError struct{ err error }
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-// config holds every setting. It comes from the environment alone.
+// config holds every setting. It comes only from the environment.
 type config struct {
 	Database        *pgx.ConnConfig // from DATABASE_URL
 	Ignored         []string        // parameters of it that only concern another driver
 	UserName        string          // who deployed it, shown on the page
 	UserURL         string          // their link; empty: no link
 	ListenAddr      string          // host:port, or unix:/path
-	TrustedProxies  []netip.Prefix  // peers whose X-Forwarded-For is believed
+	TrustedProxies  []netip.Prefix  // peers whose X-Forwarded-For is trusted
 	IgnoredNetworks []netip.Prefix  // whose visits are not counted
 	VisitorKey      []byte          // secret of the visitor hash; nil: the one kept in the database
 	ShutdownDelay   time.Duration   // not ready, but serving, for this long
@@ -187,7 +187,7 @@ func (e *env) parseURL(value string) (*pgx.ConnConfig, error) {
 	}
 	if _, err := pgx.ParseConfig("postgres://"); err != nil { // the URL is not in this error
 		_, cause, _ := strings.Cut(err.Error(), "`: ")
-		return nil, fmt.Errorf("is not alone: a variable PG… of the environment is wrong: %s", cause)
+		return nil, fmt.Errorf("is not the cause: a variable PG… of the environment is wrong: %s", cause)
 	}
 	return nil, errUnencoded
 }

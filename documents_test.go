@@ -128,7 +128,7 @@ func TestDocumentsLinks(t *testing.T) {
 			}
 			content, err := os.ReadFile(target)
 			if err != nil {
-				_, err = os.Stat(target) // a folder
+				_, err = os.Stat(target) // a directory
 			}
 			require.NoError(t, err, "%s links to %s", file, link[1])
 			if anchor == "" {

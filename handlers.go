@@ -29,7 +29,7 @@ type server struct {
 	now      func() time.Time
 }
 
-// counter is what it takes to count a visit.
+// counter is what counting a visit needs.
 type counter struct {
 	hasher   visitor.Hasher
 	recorder *recorder
@@ -76,8 +76,8 @@ func (s *server) routes() http.Handler {
 func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 	client := visitor.ClientOf(r, s.cfg.TrustedProxies, s.cfg.IgnoredNetworks)
 	if client.Result == visitor.Prefetch {
-		// Chromium shows what it fetched ahead without asking again. An error it
-		// throws away, and asks when the person comes.
+		// Chromium shows what it fetched ahead without asking again. It discards an
+		// error, and asks again when the person opens the page.
 		s.metrics.visit(client, client.Result)
 		w.Header().Set("Cache-Control", "no-store")
 		w.WriteHeader(http.StatusForbidden)
@@ -208,7 +208,7 @@ type publicError struct {
 func (e *publicError) Error() string { return e.msg }
 
 // withErrors answers for a handler that returns an error before it wrote anything.
-// The client never sees a cause that is not made for it.
+// Only the text of a [publicError] reaches the client.
 func (s *server) withErrors(h func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := h(w, r)
@@ -232,11 +232,11 @@ func (s *server) withErrors(h func(http.ResponseWriter, *http.Request) error) ht
 	})
 }
 
-// retryAfter is in seconds: the service looks for its database all the time.
+// retryAfter is in seconds: the service tries its database all the time.
 const retryAfter = "5"
 
 var (
-	// errNoDatabase is what a client hears of any trouble with the database.
+	// errNoDatabase is what a client reads whenever the database fails.
 	errNoDatabase = &publicError{http.StatusServiceUnavailable, "the database does not answer"}
 	errNotFound   = &publicError{http.StatusNotFound, "Page not found."}
 )
@@ -310,7 +310,7 @@ func (s *server) observe(r *http.Request, seen *observer, took time.Duration) {
 		slog.Float64("ms", float64(took.Microseconds())/1000))
 }
 
-// knownMethod keeps what a client makes up out of the log.
+// knownMethod keeps a method that a client has invented out of the log.
 func knownMethod(method string) string {
 	switch method {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE":

@@ -86,7 +86,7 @@ var postgres = sync.OnceValues(func() (*sharedServer, error) {
 // stopPostgres ends the private server, if postgres has started one.
 var stopPostgres = func() error { return nil }
 
-// initialisedData returns the data folder of a server that has never counted, for
+// initialisedData returns the data directory of a server that has never counted, for
 // newCluster to copy: initdb takes five times as long.
 var initialisedData = sync.OnceValues(func() (string, error) {
 	dir, err := clusterDir()
@@ -107,7 +107,7 @@ var removeInitialised = func() error { return nil }
 // disk, and let all tests connect at once.
 var fastOptions = []string{"fsync=off", "full_page_writes=off", "max_connections=400", "autovacuum=off"}
 
-// clusterDir makes a folder that another account can enter, as the server's
+// clusterDir makes a directory that another account can enter, as the server's
 // must where the tests run as root.
 func clusterDir() (string, error) {
 	dir, err := os.MkdirTemp("", "footfall-test")
@@ -667,7 +667,7 @@ func requireVerified(t testing.TB, s *store) {
 	}
 }
 
-// devFolder is a cluster's folder that does not exist yet, in one that the
+// devFolder is a cluster's directory that does not exist yet, in one that the
 // server's account can enter.
 func devFolder(t testing.TB) string {
 	t.Helper()
@@ -705,7 +705,7 @@ func developer(t testing.TB, home string) *exec.Cmd {
 	gid, err := strconv.Atoi(nobody.Gid)
 	require.NoError(t, err)
 	require.NoError(t, os.Chown(home, uid, gid))
-	// This account cannot enter the folder of the test binary.
+	// This account cannot enter the directory of the test binary.
 	binary, err := os.ReadFile(cmd.Path)
 	require.NoError(t, err)
 	cmd.Path = filepath.Join(home, "program")

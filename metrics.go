@@ -41,7 +41,7 @@ func newMetrics() *metrics {
 		requests:  map[[2]string]uint64{},
 		durations: map[string]*histogram{},
 		clients:   map[[2]string]uint64{},
-		// There from the start, so that a rate sees the first one.
+		// They start at 0, so that rate() sees the first increment.
 		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Embedded: 0, visitor.Head: 0, visitor.Ignored: 0, visitor.NoAddress: 0, visitor.Prefetch: 0, unavailable: 0, unconfirmed: 0},
 		batches: map[string]uint64{"committed": 0, "retried": 0, "abandoned": 0},
 	}
@@ -204,7 +204,7 @@ func sortedKeys(m map[[2]string]uint64) [][2]string {
 func labels(pairs ...string) string {
 	var parts []string
 	for pair := range slices.Chunk(pairs, 2) {
-		// %q escapes what the format wants escaped: quotes, backslashes, newlines.
+		// %q escapes what the format requires: quotes, backslashes, newlines.
 		parts = append(parts, fmt.Sprintf("%s=%q", pair[0], pair[1]))
 	}
 	return "{" + strings.Join(parts, ",") + "}"

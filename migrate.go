@@ -56,7 +56,7 @@ type applied struct {
 	appliedAt time.Time
 }
 
-// loadMigrations returns the migrations in a folder sql, in order. A test looks
+// loadMigrations returns the migrations in a directory sql, in order. A test looks
 // after the embedded ones: NNNN_what_it_does.sql, numbered from 1 without gaps.
 func loadMigrations(fsys fs.FS) (ms []migration, err error) {
 	names, err := fs.Glob(fsys, "sql/*.sql") // sorted, so by number

@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// files makes a folder of migrations of name, text pairs.
+// files makes a directory of migrations of name, text pairs.
 func files(pairs ...string) fs.FS {
 	fsys := fstest.MapFS{}
 	for i := 0; i < len(pairs); i += 2 {

@@ -382,7 +382,7 @@ func TestOldWritersGo(t *testing.T) {
 }
 
 // An old primary that was read-only when the connection was made would refuse
-// on it for ever.
+// on it forever.
 func TestReadOnlyServerIsLeft(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -28,7 +28,7 @@ type resource struct {
 	body                     body
 }
 
-// body returns what a resource answers; show is one of its shows.
+// body returns the body of the answer; show is one of the resource's shows.
 type body func(ctx context.Context, show string) ([]byte, error)
 
 func (s *server) resources() []resource {
@@ -136,7 +136,7 @@ func daysTable(t *tally, _ string) ([]byte, error) {
 func (s *server) version(context.Context, string) ([]byte, error) { return indentedJSON(s.build) }
 
 // healthz is liveness: that this process answers at all. It must not ask the
-// database: restarting the program would not mend that.
+// database: restarting the program would not fix that.
 func (s *server) healthz(context.Context, string) ([]byte, error) { return []byte("ok\n"), nil }
 
 func statsJSON(t *tally, _ string) ([]byte, error) {
@@ -256,7 +256,7 @@ func (s *server) securityTxt(context.Context, string) ([]byte, error) {
 	return fmt.Appendf(nil, "Contact: %s\nExpires: %s\n", s.cfg.UserURL, expires.Format(time.RFC3339)), nil
 }
 
-// showMetrics adds to the metrics what others know.
+// showMetrics writes the build, the metrics and the statistics of the pools.
 func (s *server) showMetrics(context.Context, string) ([]byte, error) {
 	var buf bytes.Buffer
 	p := printer{&buf}

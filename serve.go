@@ -116,12 +116,12 @@ func serve(ctx context.Context, cfg config, out io.Writer) error {
 	defer lines.close()
 	s.log = newLogger(cfg, lines)
 	defer s.store.close()
-	// Before all else: an address in use is an error at once.
+	// First, so that an address in use is an error at once.
 	ln, err := listen(ctx, cfg.ListenAddr)
 	if err != nil {
 		return err
 	}
-	// Every read and write has an end: a client that dawdles loses its connection.
+	// Every read and write has an end: a slow client loses its connection.
 	hs := &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -131,7 +131,7 @@ func serve(ctx context.Context, cfg config, out io.Writer) error {
 		MaxHeaderBytes:    12 << 10, // net/http adds 4 KiB: 16 KiB in all, then 431
 		ErrorLog:          log.New(serverLog{s.log}, "", 0),
 	}
-	defer hs.Close() // where stop is not reached
+	defer hs.Close() // for the early returns; stop closes cleanly
 	closeUnused(hs)
 	failed := make(chan error, 2)
 	go func() { failed <- fmt.Errorf("serve: %w", hs.Serve(ln)) }()
@@ -217,8 +217,8 @@ func (s *server) stop(ctx context.Context, hs *http.Server) error {
 	return err
 }
 
-// closeUnused spares hs.Shutdown the wait for connections without a request, as
-// browsers and balancers open them: it gives each 5 s, and then does not answer it.
+// closeUnused closes connections without a request, as browsers and balancers open
+// them, when hs.Shutdown begins, which would wait 5 s for each and never answer it.
 func closeUnused(hs *http.Server) {
 	var unused sync.Map // of net.Conn
 	hs.ConnState = func(conn net.Conn, state http.ConnState) {
@@ -236,8 +236,8 @@ func closeUnused(hs *http.Server) {
 	})
 }
 
-// serverLog takes net/http's own messages. Nearly all hold a client's address:
-// of these it keeps only that there was one.
+// serverLog takes net/http's own messages. Most contain a client's address, so it
+// logs only the event, at debug.
 type serverLog struct{ log *slog.Logger }
 
 func (l serverLog) Write(line []byte) (int, error) {

@@ -282,7 +282,7 @@ func repeat(ctx context.Context, query func() error) error {
 	return err
 }
 
-// refusal is a state of the database that only a person can mend: trying again
+// refusal is a state of the database that only a person can fix: trying again
 // does not help.
 type refusal struct{ msg string }
 

@@ -37,7 +37,7 @@ const (
 	mendSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP"
 	// still makes the first call wait, until the file is removed; a later deployment's calls pass.
 	still = "if mkdir /run/e2e-still 2>/dev/null; then touch /run/e2e-held; while [ -e /run/e2e-held ]; do sleep 0.1; done; fi"
-	// fullState puts the folder of the deployment on a file system without a free block; the sockets stay where they are,
+	// fullState puts the directory of the deployment on a file system without a free block; the sockets stay where they are,
 	// and the disk below stays in reach. Before the switch there are fewer files to copy.
 	fullState = `mkdir -p /run/e2e-disk /run/e2e-state && mount --bind --make-private /var/lib/footfall /run/e2e-disk && mount -t tmpfs -o size=64k,mode=755 tmpfs /run/e2e-state
 cd /var/lib/footfall; cp -a live.sock run version deployments.jsonl back.sock version.next /run/e2e-state/ 2>/dev/null

@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// shared is a folder that the harness and the controller see under the same path.
+// shared is a directory that the harness and the controller see under the same path.
 var shared = sync.OnceValue(func() string {
 	dir, err := os.MkdirTemp("", "footfall-e2e-")
 	if err != nil {
@@ -32,7 +32,7 @@ var shared = sync.OnceValue(func() string {
 func controllerName() string { return "footfall-e2e-" + pid + "-controller" }
 
 // controller starts (once) the container in which Ansible and its like run. It sees the repository,
-// read-only, and the shared folder under their own paths.
+// read-only, and the shared directory under their own paths.
 var controller = sync.OnceValues(func() (string, error) {
 	_, err := docker("run", "--detach", "--init", "--name", controllerName(), "--hostname", "controller", "--label", label+"="+pid,
 		"--cap-add", "NET_ADMIN", "--dns-opt", "timeout:1", "--dns-opt", "attempts:1", // it has no way to a resolver

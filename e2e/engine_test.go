@@ -89,7 +89,7 @@ func install(commands ...string) error {
 	})
 }
 
-// startEngine uses the engine that answers, or starts one that keeps everything in one folder, and
+// startEngine uses the engine that answers, or starts one that keeps everything in one directory, and
 // stops it at the end.
 func startEngine() error {
 	if _, err := docker("info"); err == nil {

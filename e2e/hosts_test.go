@@ -99,7 +99,7 @@ func (h *host) must(t *testing.T, script string) string {
 // the same inside the controller.
 var key = sync.OnceValues(func() (string, error) { return newKey("operator") })
 
-// newKey makes an SSH key pair in the run's folder.
+// newKey makes an SSH key pair in the run's directory.
 func newKey(name string) (string, error) {
 	path := filepath.Join(shared(), name)
 	_, err := sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path)

@@ -157,7 +157,7 @@ func outDir() string {
 	return dir
 }
 
-// repoDir is the root of the repository: go test runs in the package's folder.
+// repoDir is the root of the repository: go test runs in the package's directory.
 var repoDir = sync.OnceValue(func() string {
 	dir, err := filepath.Abs("..")
 	if err != nil {

@@ -47,7 +47,7 @@ func repoVersion(t *testing.T) string {
 // appImage is the name of this run's releases, without a tag: app_image.
 func appImage() string { return "footfall-e2e-" + pid }
 
-// copyRepo copies what the Dockerfile needs into a folder where a test may change it: another
+// copyRepo copies what the Dockerfile needs into a directory where a test may change it: another
 // migration, a release that never gets ready.
 func copyRepo(t *testing.T) string {
 	t.Helper()

@@ -22,7 +22,7 @@ func (h heldConnector) Connect(context.Context) (driver.Conn, error) {
 func (h heldConnector) Driver() driver.Driver { return nil }
 
 // Two wait, the second one's connection comes first and goes to the first one,
-// whose own then fails. The second one must not wait for ever: it may be the
+// whose own then fails. The second one must not wait forever: it may be the
 // pool itself, which would never connect again.
 func TestConnectionThatAnotherOneTook(t *testing.T) {
 	t.Parallel()
@@ -49,7 +49,7 @@ func TestConnectionThatAnotherOneTook(t *testing.T) {
 			again <- nil
 			require.NoError(t, <-ended)
 		case <-time.After(10 * time.Second):
-			require.FailNow(t, "waits for ever")
+			require.FailNow(t, "waits forever")
 		}
 	}
 }

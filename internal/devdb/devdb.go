@@ -18,10 +18,10 @@ import (
 	"syscall"
 )
 
-// Cluster is a private PostgreSQL server on a unix socket. Its folder holds
-// data, log, lock, and sockets, a link to the folder of the socket.
+// Cluster is a private PostgreSQL server on a unix socket. Its directory holds
+// data, log, lock, and sockets, a link to the directory of the socket.
 type Cluster struct {
-	bin     string // folder of the server programs
+	bin     string // directory of the server programs
 	Dir     string
 	Sockets string
 	As      *syscall.Credential // the server's account, nil for our own
@@ -37,14 +37,14 @@ func Start(ctx context.Context, dir string, options ...string) (_ *Cluster, err 
 		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the cluster's folder: %w", err)
+		return nil, fmt.Errorf("make the cluster's directory: %w", err)
 	}
 	if os.Getuid() == 0 {
 		if c.As, err = unprivileged(); err != nil {
 			return nil, err
 		}
 		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
-			return nil, fmt.Errorf("open the cluster's folder to the server's account: %w", err)
+			return nil, fmt.Errorf("open the cluster's directory to the server's account: %w", err)
 		}
 	}
 	if c.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
@@ -82,7 +82,7 @@ func (c *Cluster) URL(database string) string {
 	return "postgres://footfall@/" + database + "?host=" + url.QueryEscape(c.Sockets)
 }
 
-// Command prepares one of the server programs to run in the cluster's folder
+// Command prepares one of the server programs to run in the cluster's directory
 // as the cluster's account.
 func (c *Cluster) Command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, program), args...)
@@ -101,15 +101,15 @@ func (c *Cluster) Own(path string) error {
 	return os.Chown(path, int(c.As.Uid), int(c.As.Gid))
 }
 
-// initialise makes the data folder with a database footfall, unless it is there.
-// It works under another name, so that a folder it did not finish is never used.
+// initialise makes the data directory with a database footfall, unless it is there.
+// It works under another name, so that a directory it did not finish is never used.
 func (c *Cluster) initialise(ctx context.Context) error {
 	if _, err := os.Stat(c.Data()); err == nil {
 		return nil // of another major version? The server refuses it, and says so
 	}
 	half := c.Data() + ".new"
 	if err := errors.Join(os.RemoveAll(half), os.Mkdir(half, 0o700), c.Own(half)); err != nil {
-		return fmt.Errorf("make an empty data folder: %w", err)
+		return fmt.Errorf("make an empty data directory: %w", err)
 	}
 	// Only the server's account can reach the socket, so it needs no password.
 	output, err := c.Command(ctx, "initdb", "-D", half, "-U", "footfall", "--auth=trust", "--encoding=UTF8", "--locale=C").CombinedOutput()
@@ -122,12 +122,12 @@ func (c *Cluster) initialise(ctx context.Context) error {
 		return fmt.Errorf("create the database: %w\n%s", err, output)
 	}
 	if err := os.Rename(half, c.Data()); err != nil {
-		return fmt.Errorf("take the new data folder: %w", err)
+		return fmt.Errorf("take the new data directory: %w", err)
 	}
 	return nil
 }
 
-// makeSockets makes the socket's folder. It is a temporary one because a
+// makeSockets makes the socket's directory. It is a temporary one because a
 // socket's path has at most 107 bytes (unix(7)); the link to it lets the next
 // run remove it if this one is killed.
 func (c *Cluster) makeSockets() (err error) {
@@ -135,7 +135,7 @@ func (c *Cluster) makeSockets() (err error) {
 		err = errors.Join(os.Symlink(c.Sockets, filepath.Join(c.Dir, "sockets")), c.Own(c.Sockets))
 	}
 	if err != nil {
-		return fmt.Errorf("make a folder for the socket: %w", err)
+		return fmt.Errorf("make a directory for the socket: %w", err)
 	}
 	return nil
 }
@@ -148,7 +148,7 @@ func (c *Cluster) Launch(options ...string) error {
 		return fmt.Errorf("make the server's log: %w", err)
 	}
 	defer log.Close() // the server has its own descriptor
-	// pg_ctl gives the settings to a shell. Paths relative to the data folder
+	// pg_ctl gives the settings to a shell. Paths relative to the data directory
 	// need no quotes.
 	settings := append([]string{"listen_addresses=", "unix_socket_directories=../sockets"}, options...)
 	start := c.Command(context.Background(), "pg_ctl", "start", "-w", "-s", "-D", "data", "-o", "-c "+strings.Join(settings, " -c "))
@@ -160,7 +160,7 @@ func (c *Cluster) Launch(options ...string) error {
 	return nil
 }
 
-// clear stops the server if one runs, and removes the socket's folder: this
+// clear stops the server if one runs, and removes the socket's directory: this
 // run's, or those that a killed run left behind.
 func (c *Cluster) clear() error {
 	ctx := context.Background() // a canceled run stops its server too
@@ -182,7 +182,7 @@ func (c *Cluster) clear() error {
 // Stop ends the server and cleans up what is not kept between runs.
 func (c *Cluster) Stop() error { return errors.Join(c.clear(), c.lock.Close()) }
 
-// postgresDirs are the folders outside PATH in which packages put the server
+// postgresDirs are the directories outside PATH in which packages put the server
 // programs: Debian, Red Hat, Homebrew on ARM and Intel, Postgres.app.
 var postgresDirs = []string{
 	"/usr/lib/postgresql/*/bin",
@@ -192,7 +192,7 @@ var postgresDirs = []string{
 	"/Applications/Postgres.app/Contents/Versions/*/bin",
 }
 
-// findPostgres returns the folder of PostgreSQL's server programs: the one in
+// findPostgres returns the directory of PostgreSQL's server programs: the one in
 // PATH, else the newest. initdb is there only if the server is.
 func findPostgres() (string, error) {
 	if path, err := exec.LookPath("initdb"); err == nil {
@@ -233,7 +233,7 @@ func unprivileged() (*syscall.Credential, error) {
 	return nil, errors.New("run PostgreSQL as root: neither the account postgres nor nobody exists; run as an ordinary user")
 }
 
-// DefaultDir is where the development cluster lives. Root's own cache folder cannot
+// DefaultDir is where the development cluster lives. Root's own cache directory cannot
 // be entered by the account that the server must run as, so root has another.
 func DefaultDir() (string, error) {
 	if os.Getuid() == 0 && os.Getenv("XDG_CACHE_HOME") == "" {
@@ -241,7 +241,7 @@ func DefaultDir() (string, error) {
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find the cache folder: %w", err)
+		return "", fmt.Errorf("find the cache directory: %w", err)
 	}
 	return filepath.Join(cache, "footfall"), nil
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // A half-made cluster is made again, and the error of a server that does not
-// start holds its log. The folder's name is longer than a socket's path may be
+// start holds its log. The directory's name is longer than a socket's path may be
 // and holds what a shell would change.
 func TestDevHalfMade(t *testing.T) {
 	t.Parallel()
@@ -54,7 +54,7 @@ func TestFindPostgresNowhere(t *testing.T) {
 	assert.EqualError(t, err, "PostgreSQL's server programs are not installed: run make run, which installs them, or install the package postgresql")
 }
 
-// enterable makes a folder that another account can enter, as the server's must
+// enterable makes a directory that another account can enter, as the server's must
 // where the tests run as root.
 func enterable(t testing.TB) string {
 	t.Helper()
