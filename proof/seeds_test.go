@@ -101,7 +101,7 @@ const (
 	setBack      = "a clock is set back over midnight, and forth again"
 )
 
-// Each seed still finds its place in the program, and each fault exists.
+// Each seed and each mutant still finds its place in the program, and each fault exists.
 func TestSeeds(t *testing.T) {
 	t.Parallel()
 	var faults []string
@@ -114,6 +114,10 @@ func TestSeeds(t *testing.T) {
 			assert.NoError(t, err, name)
 		}
 		assert.Subset(t, faults, seed.faults, name)
+	}
+	for _, m := range mutants {
+		_, _, err := m.edit.find("..", nil)
+		assert.NoError(t, err, m.name)
 	}
 	require.GreaterOrEqual(t, len(slices.Collect(maps.Keys(seeds))), 10)
 }
