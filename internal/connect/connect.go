@@ -24,6 +24,9 @@ const (
 	eachTimeout   = 500 * time.Millisecond
 	singleTimeout = 5 * time.Second
 	limit         = 30 * time.Second // of an attempt, however many hosts there are
+	// So many attempts may be under way: a database that is slow to answer would
+	// get one for each visit that waits, and answer none of them.
+	atOnce = 4
 )
 
 // SetTimeouts gives a configuration its timeouts, unless the URL has one.
@@ -47,6 +50,7 @@ type Dialer struct {
 	driver.Connector
 	lifetime time.Duration
 	made     chan dialed
+	begun    chan struct{}   // holds one for each attempt that nobody has the connection of yet
 	patient  atomic.Bool     // eachTimeout was too short
 	ctx      context.Context // done: closed
 	close    context.CancelFunc
@@ -60,8 +64,7 @@ type dialed struct {
 // New returns a connector for a pool whose connections end after lifetime. ready
 // makes each of them fit for use.
 func New(cfg *pgx.ConnConfig, lifetime time.Duration, ready func(context.Context, *pgx.Conn) error) *Dialer {
-	d := &Dialer{lifetime: lifetime, made: make(chan dialed)}
-	d.ctx, d.close = context.WithCancel(context.Background())
+	d := newDialer(nil, lifetime)
 	d.Connector = stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(ready),
 		stdlib.OptionBeforeConnect(func(_ context.Context, cfg *pgx.ConnConfig) error {
 			if cfg.ConnectTimeout == eachTimeout && d.patient.Load() {
@@ -72,31 +75,43 @@ func New(cfg *pgx.ConnConfig, lifetime time.Duration, ready func(context.Context
 	return d
 }
 
+func newDialer(c driver.Connector, lifetime time.Duration) *Dialer {
+	d := &Dialer{Connector: c, lifetime: lifetime, made: make(chan dialed), begun: make(chan struct{}, atOnce)}
+	d.ctx, d.close = context.WithCancel(context.Background())
+	return d
+}
+
 // Connect returns a connection that was begun, or waits for one until ctx is done.
 func (d *Dialer) Connect(ctx context.Context) (driver.Conn, error) {
-	for {
-		var c dialed
+	var c dialed
+	ended, begin := make(chan error, 1), d.begun
+	for c.took == 0 {
+		select {
+		case c = <-d.made: // before another attempt
+			continue
+		default:
+		}
 		select {
 		case c = <-d.made:
-		default:
-			ended := make(chan error, 1)
+		case begin <- struct{}{}:
+			begin = nil
 			go d.dial(ended)
-			select {
-			case c = <-d.made:
-			case err := <-ended:
-				if err == nil {
-					continue // another one has taken it
-				}
+		case err := <-ended:
+			if err != nil {
 				return nil, err
-			case <-ctx.Done():
-				return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
 			}
+			begin = d.begun // another one has taken the connection
+		case <-ctx.Done():
+			return nil, fmt.Errorf("still connecting: %w", context.Cause(ctx))
 		}
-		if c.took > 100*time.Millisecond { // its successor is to be there when it ends
-			time.AfterFunc(d.lifetime-3*c.took, func() { d.dial(make(chan error, 1)) })
-		}
-		return c.conn, nil
 	}
+	if c.took > 100*time.Millisecond { // its successor is to be there when it ends
+		time.AfterFunc(d.lifetime-3*c.took, func() {
+			d.begun <- struct{}{}
+			d.dial(make(chan error, 1))
+		})
+	}
+	return c.conn, nil
 }
 
 // dial makes a connection for whoever asks first, and then says in ended, which
@@ -106,7 +121,7 @@ func (d *Dialer) dial(ended chan<- error) {
 	defer cancel()
 	start := time.Now()
 	conn, err := d.Connector.Connect(ctx)
-	took := time.Since(start)
+	took := max(1, time.Since(start))
 	d.patient.Store(pgconn.Timeout(err) || err == nil && took > eachTimeout)
 	if err == nil {
 		select {
@@ -117,6 +132,7 @@ func (d *Dialer) dial(ended chan<- error) {
 			conn.Close()
 		}
 	}
+	<-d.begun
 	ended <- err
 }
 

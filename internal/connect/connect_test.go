@@ -28,8 +28,7 @@ func TestConnectionThatAnotherOneTook(t *testing.T) {
 	t.Parallel()
 	for range 50 {
 		h := heldConnector{make(chan chan error)}
-		d := &Dialer{Connector: h, lifetime: time.Minute, made: make(chan dialed)}
-		d.ctx, d.close = context.WithCancel(context.Background())
+		d := newDialer(h, time.Minute)
 		t.Cleanup(d.close)
 		ended := make(chan error, 2)
 		var outcomes [2]chan error
@@ -52,4 +51,34 @@ func TestConnectionThatAnotherOneTook(t *testing.T) {
 			require.FailNow(t, "waits forever")
 		}
 	}
+}
+
+// A database that is slow to answer does not get one more connection for each
+// visit that waits for it: so many would keep it from answering.
+func TestFewConnectionsAreBegunAtOnce(t *testing.T) {
+	t.Parallel()
+	h := heldConnector{make(chan chan error, 100)}
+	d := newDialer(h, time.Minute)
+	t.Cleanup(d.close)
+	short := func() (driver.Conn, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Millisecond)
+		defer cancel()
+		return d.Connect(ctx)
+	}
+	for range 20 {
+		_, err := short()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
+	require.Len(t, h.calls, atOnce)
+	(<-h.calls) <- errors.New("refused")
+	eventually := time.Now().Add(10 * time.Second)
+	for len(h.calls) < atOnce && time.Now().Before(eventually) {
+		short()
+	}
+	require.Len(t, h.calls, atOnce, "another one after one has failed")
+	for range atOnce {
+		(<-h.calls) <- nil
+	}
+	_, err := d.Connect(context.Background())
+	require.NoError(t, err, "who comes later gets what was begun before")
 }
