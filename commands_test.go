@@ -277,6 +277,7 @@ func TestCarryOver(t *testing.T) {
 		{[]string{"123456", "7890"}, 123457, 7891, "123,456 visits and 7,890 visitors are carried over from an earlier counter."},
 		{[]string{"123456", "7890"}, 123457, 7891, "123,456 visits and 7,890 visitors are carried over from an earlier counter."}, // an answer was lost
 		{[]string{"1234", "1"}, 1235, 2, "1,234 visits and 1 visitor are carried over from an earlier counter."},                  // a correction
+		{[]string{"1000000000000000"}, 1_000_000_000_000_001, 1, "1,000,000,000,000,000 visits and 0 visitors are carried over from an earlier counter."},
 		{[]string{"1234"}, 1235, 1, "1,234 visits and 0 visitors are carried over from an earlier counter."},
 		{[]string{"0"}, 1, 1, ""},
 		{[]string{"100", "10"}, 101, 11, "100 visits and 10 visitors are carried over from an earlier counter."},

@@ -181,6 +181,9 @@ func TestTooManyWait(t *testing.T) {
 	_, err = r.record(numbered(1))
 	require.NoError(t, err)
 	requireExactly(t, s, maxWaiting+1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	assert.Zero(t, r.waiting)
 }
 
 // A visitor waits for visitTimeout and no longer; those who come later do not
@@ -716,6 +719,8 @@ func TestExpiredBeforeItWasSent(t *testing.T) {
 	s := newStore(t)
 	r := newTestRecorder(t, s)
 	numbersOf(t, hand(t, r, numbered(1)))
+	log, lines := newLog(t)
+	r.log = log
 	r.mu.Lock()
 	v, err := r.join(numbered(1))
 	require.NoError(t, err)
@@ -724,6 +729,7 @@ func TestExpiredBeforeItWasSent(t *testing.T) {
 	r.signal()
 	<-v.done
 	require.ErrorIs(t, v.err, errNotCounted)
+	assert.Contains(t, lines.String(), "deadline exceeded")
 	assert.Equal(t, []int64{2}, numbersOf(t, hand(t, r, numbered(1))))
 	assert.EqualValues(t, 1, queryInt(t, s.reads, `SELECT count(*) FROM writers`))
 	requireExactly(t, s, 2)
@@ -760,14 +766,21 @@ func TestPlacesOfNewVisitors(t *testing.T) {
 	assert.Equal(t, int64(15), queryInt(t, s.reads, `SELECT visitors FROM totals`))
 }
 
-// A visit that finds no database in its time is not counted, and is told so.
+// A visit that finds no database in its time is not counted, and is told so. The
+// log gives the reason, not the end of the time, and the tries leave pauses.
 func TestVisitWithoutADatabase(t *testing.T) {
 	t.Parallel()
 	s := openTestStore(t, "postgres://nobody@127.0.0.1:1/nothing")
 	r := newTestRecorder(t, s)
+	log, lines := newLog(t)
+	r.log = log
 	_, err := r.record(numbered(1))
 	require.ErrorIs(t, err, errNotCounted)
 	assert.True(t, r.lastFailed())
+	assert.Contains(t, lines.String(), "connection refused")
+	r.metrics.mu.Lock()
+	defer r.metrics.mu.Unlock()
+	assert.Less(t, r.metrics.batches["retried"], uint64(100))
 }
 
 var pageNumber = regexp.MustCompile(`You have visited this page <strong>([0-9,]+)</strong>`)
