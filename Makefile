@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-# Without git's stamp a build depends on the sources alone, and works in a directory that another account owns.
+# Without git's stamp a build depends only on the sources, and works in a directory that another account owns.
 export GOFLAGS += -buildvcs=false
 
 VERSION := $(shell cat version.txt)
