@@ -137,8 +137,9 @@ terminal: ## the README's picture of a deployment, from the log that make e2e ha
 
 # The end-to-end tests in parts, each with the files that concern it: a pull request runs the parts whose files it changes.
 E2E_image      := ^Test(Harness|Containers|ImageSaysItsVersion|WithoutAnsible)$$
-E2E_service    := ^Test(Files|Service)$$/^(Backups|Browser|Converge|Faults|Order|TLS|Updates|Wire)$$
+E2E_service    := ^Test(Files|Service)$$/^(Backups|Browser|Converge|Faults|TLS|Wire)$$
 E2E_deploy     := ^TestService$$/^(DeployUnderLoad|Operator|Registry|Workflow)$$
+E2E_order      := ^TestService$$/^(Order|Updates)$$
 # The figures of docs/figures.md, on a machine that does nothing else.
 E2E_speed      := ^TestService$$/^Speed$$
 E2E_all-or-none := ^TestService$$/^(DeployFaults|ThreeHosts)$$
@@ -148,11 +149,12 @@ E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
 E2E_zones      := ^TestRDS$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
-service        := $(every) e2e/service_test.go ansible/site.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
+service        := $(every) e2e/service_test.go ansible/site.yml ansible/begin.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
 ABOUT_image      := $(every) docs/without-ansible.md *.go internal sql assets Dockerfile compose.yaml e2e/*_test.go
 ABOUT_service    := $(service) sql ansible/restore.yml ansible/roles/postgres assets e2e/*_test.go
 ABOUT_deploy     := $(service) serve.go migrate.go ansible/deploy.yml delivery/fleet.py delivery/ansible.sh .github/workflows/deploy.yml e2e/deploy_test.go e2e/operator_test.go e2e/registry_test.go e2e/workflow_test.go
+ABOUT_order      := $(service) ansible/move.yml ansible/recall.yml ansible/roles/postgres ansible/roles/monitoring e2e/order_test.go e2e/updates_test.go
 ABOUT_all-or-none := ansible/deploy.yml ansible/roles/app e2e/allornone_test.go
 ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.yml ansible/roles/postgres ansible/library e2e/database_test.go e2e/bucket_test.go e2e/upgrade_test.go
 ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres ansible/roles/web e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go e2e/dns_test.go e2e/tls_test.go
