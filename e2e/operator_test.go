@@ -94,8 +94,8 @@ func testOperator(t *testing.T, s *service) {
 
 	t.Run("a host that cannot be asked", func(t *testing.T) {
 		h := s.edge()
-		h.must(t, "mv /usr/local/sbin/footfall-release /root")
-		defer h.must(t, "mv /root/footfall-release /usr/local/sbin")
+		h.must(t, "mv /usr/local/sbin/footfall-release /usr/local/sbin/away")
+		defer h.must(t, "mv /usr/local/sbin/away /usr/local/sbin/footfall-release")
 		out, err := fleet("", "status")
 		assert.Error(t, err)
 		assert.Contains(t, out, "lock: unknown")

@@ -102,7 +102,7 @@ func testOrder(t *testing.T, s *service) {
 			again := s.play(t, "site.yml")
 			again.require(t)
 			assert.Zero(t, again.Changed, "%v", again.Tasks)
-			assert.Equal(t, []string{"22"}, strangerReaches(t, from), "it is no edge any more")
+			assert.Equal(t, []string{"22"}, strangerReaches(t, from), "it is no longer an edge")
 		})
 	}
 }

@@ -281,7 +281,7 @@ func TestProvision(t *testing.T) {
 		record("the first host's zone lost, made again in another from the bucket", 0, 0, p.Took, "same address, a new volume, lost 0")
 		assert.Equal(t, before, s.totals(t))
 		s.recount(t)
-		// The old writer's credentials are for an instance that the policy does not name any more.
+		// The old writer's credentials are for an instance that the policy no longer names.
 		policy, err := c.post("iam", "application/x-www-form-urlencoded", "", "Action=GetRolePolicy&RoleName=footfall-backup&PolicyName=repository&Version=2010-05-08", "/")
 		require.NoError(t, err)
 		assert.Contains(t, string(policy), second.ID)
