@@ -220,7 +220,9 @@ func resultOf(r *http.Request) Result {
 			return Prefetch
 		}
 	}
-	if dest := r.Header.Get("Sec-Fetch-Dest"); dest != "" && dest != "document" {
+	// Chromium says nothing of the destination where a script opens a WebSocket.
+	dest := r.Header.Get("Sec-Fetch-Dest")
+	if dest != "" && dest != "document" || r.Header.Get("Sec-WebSocket-Key") != "" {
 		return Embedded
 	}
 	if isProgram(r.UserAgent()) {

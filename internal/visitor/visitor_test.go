@@ -184,28 +184,29 @@ func TestResult(t *testing.T) {
 		"a person opens it":    {"GET", "User-Agent: " + firefox + "\nSec-Fetch-Dest: document\nSec-Fetch-Mode: navigate", Counted},
 		"HEAD":                 {"HEAD", "User-Agent: " + firefox, Head},
 		"HEAD of a bot":        {"HEAD", "User-Agent: Googlebot/2.1", Head},
-		"prefetch":             {"GET", "Sec-Purpose: prefetch", Prefetch},                                                    // WICG/nav-speculation, prefetch.bs
-		"prerender":            {"GET", "Sec-Purpose: prefetch;prerender", Prefetch},                                          // WICG/nav-speculation, prerendering-cross-origin
-		"prefetch, anonymous":  {"GET", "Sec-Purpose: prefetch;anonymous-client-ip", Prefetch},                                // buettner/private-prefetch-proxy
-		"prefetch of a link":   {"GET", "Sec-Purpose: prefetch\nSec-Fetch-Dest: empty", Prefetch},                             // <link rel=prefetch>
-		"prefetch of a bot":    {"GET", "Sec-Purpose: prefetch\nUser-Agent: Googlebot/2.1", Prefetch},                         // it may be a person's browser
-		"older Chromium":       {"GET", "Purpose: prefetch", Prefetch},                                                        // chromium before 2022
-		"older Firefox":        {"GET", "X-Moz: Prefetch", Prefetch},                                                          // bugzilla 358230
-		"another purpose":      {"GET", "Purpose: preview-later", Counted},                                                    //
-		"old Safari's preview": {"GET", "X-Purpose: preview", Counted},                                                        // not supported: Safari before 2013
-		"picture":              {"GET", "Sec-Fetch-Dest: image", Embedded},                                                    // <img src>, and so on: w3c/webappsec-fetch-metadata
-		"frame":                {"GET", "Sec-Fetch-Dest: iframe\nSec-Fetch-Mode: navigate\nUser-Agent: " + firefox, Embedded}, //
-		"fetch of a script":    {"GET", "Sec-Fetch-Dest: empty", Embedded},                                                    //
-		"style sheet":          {"GET", "Sec-Fetch-Dest: style", Embedded},                                                    //
-		"object":               {"GET", "Sec-Fetch-Dest: object", Embedded},                                                   //
-		"embed":                {"GET", "Sec-Fetch-Dest: embed", Embedded},                                                    //
-		"script":               {"GET", "Sec-Fetch-Dest: script", Embedded},                                                   //
-		"video":                {"GET", "Sec-Fetch-Dest: video", Embedded},                                                    //
-		"font":                 {"GET", "Sec-Fetch-Dest: font", Embedded},                                                     //
-		"one to come":          {"GET", "Sec-Fetch-Dest: hologram", Embedded},                                                 //
-		"empty destination":    {"GET", "Sec-Fetch-Dest: ", Counted},                                                          // a proxy that blanks it says nothing
-		"bot in a frame":       {"GET", "Sec-Fetch-Dest: iframe\nUser-Agent: Googlebot/2.1", Embedded},                        //
-		"bot":                  {"GET", "User-Agent: Googlebot/2.1", Bot},                                                     //
+		"prefetch":             {"GET", "Sec-Purpose: prefetch", Prefetch},                                                                // WICG/nav-speculation, prefetch.bs
+		"prerender":            {"GET", "Sec-Purpose: prefetch;prerender", Prefetch},                                                      // WICG/nav-speculation, prerendering-cross-origin
+		"prefetch, anonymous":  {"GET", "Sec-Purpose: prefetch;anonymous-client-ip", Prefetch},                                            // buettner/private-prefetch-proxy
+		"prefetch of a link":   {"GET", "Sec-Purpose: prefetch\nSec-Fetch-Dest: empty", Prefetch},                                         // <link rel=prefetch>
+		"prefetch of a bot":    {"GET", "Sec-Purpose: prefetch\nUser-Agent: Googlebot/2.1", Prefetch},                                     // it may be a person's browser
+		"older Chromium":       {"GET", "Purpose: prefetch", Prefetch},                                                                    // chromium before 2022
+		"older Firefox":        {"GET", "X-Moz: Prefetch", Prefetch},                                                                      // bugzilla 358230
+		"another purpose":      {"GET", "Purpose: preview-later", Counted},                                                                //
+		"old Safari's preview": {"GET", "X-Purpose: preview", Counted},                                                                    // not supported: Safari before 2013
+		"picture":              {"GET", "Sec-Fetch-Dest: image", Embedded},                                                                // <img src>, and so on: w3c/webappsec-fetch-metadata
+		"frame":                {"GET", "Sec-Fetch-Dest: iframe\nSec-Fetch-Mode: navigate\nUser-Agent: " + firefox, Embedded},             //
+		"fetch of a script":    {"GET", "Sec-Fetch-Dest: empty", Embedded},                                                                //
+		"style sheet":          {"GET", "Sec-Fetch-Dest: style", Embedded},                                                                //
+		"object":               {"GET", "Sec-Fetch-Dest: object", Embedded},                                                               //
+		"embed":                {"GET", "Sec-Fetch-Dest: embed", Embedded},                                                                //
+		"script":               {"GET", "Sec-Fetch-Dest: script", Embedded},                                                               //
+		"video":                {"GET", "Sec-Fetch-Dest: video", Embedded},                                                                //
+		"font":                 {"GET", "Sec-Fetch-Dest: font", Embedded},                                                                 //
+		"WebSocket":            {"GET", "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", Embedded}, // RFC 6455, section 4.1
+		"one to come":          {"GET", "Sec-Fetch-Dest: hologram", Embedded},                                                             //
+		"empty destination":    {"GET", "Sec-Fetch-Dest: ", Counted},                                                                      // a proxy that blanks it says nothing
+		"bot in a frame":       {"GET", "Sec-Fetch-Dest: iframe\nUser-Agent: Googlebot/2.1", Embedded},                                    //
+		"bot":                  {"GET", "User-Agent: Googlebot/2.1", Bot},                                                                 //
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
