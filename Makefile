@@ -185,16 +185,19 @@ proof: need-postgres need-pgbouncer ## three instances under faults, every answe
 	go -C proof run . -bench -for $(PROOF_FOR) -rate 1200 -clients 192 -visitors 250 -leaving 5 -out out
 
 .PHONY: proof-bites
-proof-bites: need-postgres need-pgbouncer ## seed errors into copies of the program, and see each found; 10 minutes
+proof-bites: need-postgres need-pgbouncer ## seed errors into copies of the program, and see each found; 6 minutes
 	go -C proof test -tags bites -count=1 -parallel 2 -timeout 50m -run Bites -v .
 
 .PHONY: model
 model: need-spin need-cc ## search every order of the protocol's steps, and see each guard needed; a minute
 	go -C proof test -tags model -count=1 -timeout 20m -run Model -v .
 
+# One part of it: MUTANTS=MutantsSQL, or MUTANTS=MutantsGo/batch.go
+MUTANTS ?= Mutants
+
 .PHONY: mutants
-mutants: need-postgres ## put errors into the SQL and into internal/visitor, and see the tests notice; 20 minutes
-	go -C proof test -tags mutants -count=1 -timeout 60m -run Mutants -v .
+mutants: need-postgres ## put errors into the SQL and the Go code, and see the tests notice; an hour
+	go -C proof test -tags mutants -count=1 -timeout 80m -run '$(MUTANTS)' -v .
 	cd internal/visitor && $(GREMLINS) unleash --workers 1 --timeout-coefficient 60 --threshold-efficacy 96
 
 ##### measure

@@ -15,6 +15,7 @@ import (
 
 	"footfall/internal/visitor"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -192,6 +193,26 @@ func TestMigrateLockTimeout(t *testing.T) {
 	holdLock(t, openTestStore(t, url), takeMigrationLock)
 	err := underMigrationLock(t.Context(), openTestStore(t, url).reads, 50*time.Millisecond, nil)
 	require.ErrorContains(t, err, "gave up after 50ms; look in pg_stat_activity for what holds the lock: wait for another process that is migrating this database: ")
+}
+
+// What another program's lock was in the way of is tried again, and nothing else.
+func TestMigrationIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	for code, want := range map[string]int{"55P03": 2, "40P01": 2, "42601": 1} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			tries := 0
+			err := underMigrationLock(t.Context(), s.reads, time.Minute, func(*sql.Tx) error {
+				if tries++; tries == 1 {
+					return &pgconn.PgError{Code: code}
+				}
+				return nil
+			})
+			assert.Equal(t, want == 2, err == nil)
+			assert.Equal(t, want, tries)
+		})
+	}
 }
 
 // A start that is told to stop while it waits for another one's migration

@@ -223,7 +223,7 @@ func (s *struck) faults() []*fault {
 			p.kill()
 			return p.start()
 		})},
-		{name: "PostgreSQL killed with -9, started again", weight: 6, pairs: true, strike: s.alone(func(ctx context.Context) error {
+		{name: "PostgreSQL killed with -9, started again", weight: 4, pairs: true, strike: s.alone(func(ctx context.Context) error {
 			s.node().kill()
 			if err := s.node().start(); err != nil {
 				return err
@@ -239,7 +239,7 @@ func (s *struck) faults() []*fault {
 			wait(ctx, 100*ms)
 			return s.awaitStandby(ctx)
 		})},
-		{name: "PostgreSQL restarted in good order", weight: 4, pairs: true, strike: s.alone(func(ctx context.Context) error {
+		{name: "PostgreSQL restarted in good order", weight: 3, pairs: true, strike: s.alone(func(ctx context.Context) error {
 			s.node().end(syscall.SIGINT)
 			if err := s.node().start(); err != nil {
 				return err
@@ -278,8 +278,8 @@ func (s *struck) faults() []*fault {
 			return s.failover(ctx, func(n *node) { n.end(syscall.SIGINT) })
 		})},
 		{name: "failover, the old primary alive with one instance on its side", weight: 3, strike: s.alone(s.split)},
-		{name: "waits for the standby terminated, then failover", weight: 3, strike: s.alone(func(ctx context.Context) error { return s.unseen(ctx, "pg_terminate_backend") })},
-		{name: "waits for the standby canceled, then failover", weight: 3, strike: s.alone(func(ctx context.Context) error { return s.unseen(ctx, "pg_cancel_backend") })},
+		{name: "waits for the standby terminated, then failover", weight: 2, strike: s.alone(func(ctx context.Context) error { return s.unseen(ctx, "pg_terminate_backend") })},
+		{name: "waits for the standby canceled, then failover", weight: 2, strike: s.alone(func(ctx context.Context) error { return s.unseen(ctx, "pg_cancel_backend") })},
 		{name: "clocks step over midnight, one after the other", weight: 3, pairs: true, strike: s.alone(func(ctx context.Context) error {
 			return s.skewedClocks(func() error {
 				s.day++
