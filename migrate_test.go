@@ -547,3 +547,16 @@ func TestTakeOverManyRows(t *testing.T) {
 	assert.Contains(t, lines.String(), `"rows":120000,"visitors":60000,"visits":120000`)
 	requireVerified(t, s)
 }
+
+// A start that imports nothing says nothing of it.
+func TestWhatAnImportSays(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		i    imported
+		want int // lines
+	}{{imported{}, 0}, {imported{rows: 1}, 1}, {imported{rows: 2, skipped: 1}, 2}} {
+		log, lines := newLog(t)
+		tt.i.log(log)
+		assert.Equal(t, tt.want, strings.Count(lines.String(), "\n"))
+	}
+}

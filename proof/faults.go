@@ -273,7 +273,7 @@ func (s *struck) faults() []*fault {
 			}
 			return s.awaitStandby(ctx)
 		})},
-		{name: "failover, the primary killed with -9", weight: 4, pairs: true, strike: s.alone(func(ctx context.Context) error { return s.failover(ctx, killed) })},
+		{name: "failover, the primary killed with -9", weight: 6, pairs: true, strike: s.alone(func(ctx context.Context) error { return s.failover(ctx, killed) })},
 		{name: "switch-over in good order", weight: 2, strike: s.alone(func(ctx context.Context) error {
 			return s.failover(ctx, func(n *node) { n.end(syscall.SIGINT) })
 		})},

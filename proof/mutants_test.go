@@ -71,7 +71,7 @@ var gremlins = map[string]struct {
 		},
 	},
 	"takeover.go": {
-		tests: "TakeOver$|TakeOverO|TakeOverAtOnce|CarryOver",
+		tests: "TakeOver$|TakeOverO|TakeOverAtOnce|CarryOver|WhatAnImportSays",
 	},
 	"commands.go": {
 		tests: "Forget$|ForgetFails|ForgetImported|Verify|MigrateCommand|Healthcheck|DialAddr|DevRefuses",
