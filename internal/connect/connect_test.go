@@ -16,8 +16,13 @@ type heldConnector struct{ calls chan chan error }
 func (h heldConnector) Connect(context.Context) (driver.Conn, error) {
 	outcome := make(chan error)
 	h.calls <- outcome
-	return nil, <-outcome
+	return unusedConn{}, <-outcome
 }
+
+// unusedConn is a connection that is closed and nothing else.
+type unusedConn struct{ driver.Conn }
+
+func (unusedConn) Close() error { return nil }
 
 func (h heldConnector) Driver() driver.Driver { return nil }
 
