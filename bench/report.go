@@ -57,7 +57,7 @@ func (r *results) of(cell string, value func(sample) float64) spread {
 func (r *results) ratio(cell, other string, value func(sample) float64) spread {
 	var ratios []float64
 	for i, s := range r.Samples[cell] {
-		if i < len(r.Samples[other]) {
+		if i < len(r.Samples[other]) && value(r.Samples[other][i]) > 0 { // else it answered nothing in time
 			ratios = append(ratios, value(s)/value(r.Samples[other][i]))
 		}
 	}
