@@ -931,6 +931,7 @@ type cutter struct {
 	mu    sync.Mutex
 	armed cut
 	held  bool          // no answer is passed on
+	mute  bool          // the next query is swallowed, and the connection stays open
 	delay time.Duration // of the first answer on each connection
 	cuts  int
 	onCut func()                // may be nil
@@ -992,6 +993,21 @@ func (c *cutter) hold(answers bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.held = answers
+}
+
+// swallow has the next query come to nothing, as some proxies do with the first.
+func (c *cutter) swallow() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mute = true
+}
+
+func (c *cutter) swallows(request byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	is := c.mute && (request == 'Q' || request == 'P')
+	c.mute = c.mute && !is
+	return is
 }
 
 // slow has the database seem far away: the first answer on each connection comes
@@ -1107,6 +1123,9 @@ func (c *cutter) pass(client, server net.Conn) {
 			break
 		}
 		if n > 0 {
+			if c.swallows(buf[0]) {
+				continue
+			}
 			if buf[0] == 'B' {
 				how = c.fire()
 			}

@@ -78,6 +78,18 @@ func TestStartBehindALock(t *testing.T) {
 	closeRecorder(t, s.counter.Load().recorder)
 }
 
+// A proxy swallows the first query and leaves the connection open.
+func TestStartBehindADeafProxy(t *testing.T) {
+	t.Parallel()
+	cutter, through := newCutter(t, newDatabase(t))
+	cutter.swallow()
+	r := startUnready(t, "DATABASE_URL", through)
+	r.awaitLine(t, regexp.MustCompile(`"msg":"not ready yet"`).MatchString)
+	r.awaitReady(t)
+	answer, _ := r.get(t, "/")
+	assert.Equal(t, http.StatusOK, answer.StatusCode)
+}
+
 // While another process migrates, the service answers and waits.
 func TestServeWhileAnotherMigrates(t *testing.T) {
 	t.Parallel()

@@ -198,3 +198,25 @@ func TestSoakLogThatNobodyReads(t *testing.T) {
 	r.stop()
 	require.NoError(t, <-r.ended)
 }
+
+func TestSoakCancelledWaits(t *testing.T) { cancelWaits(t, 1000) }
+
+// An import of a large table needs no more memory than one of a small one.
+func TestSoakTakeOverMemory(t *testing.T) {
+	peak := func(rows int) int64 {
+		databaseURL := newDatabase(t)
+		db := openTestStore(t, databaseURL).reads
+		execute(t, db, originalTables)
+		execute(t, db, `
+			INSERT INTO visitor (ip, visits)
+			SELECT '10.' || n / 65536 || '.' || n / 256 % 256 || '.' || n % 256, 1
+			FROM generate_series(1, $1::int) AS n`, rows)
+		cmd := command(t, []string{"migrate"}, "DATABASE_URL", databaseURL)
+		output, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", output)
+		kilobytes := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss
+		t.Logf("%d rows: %d MB at most", rows, kilobytes>>10)
+		return kilobytes
+	}
+	assert.Less(t, peak(1_700_000), 2*peak(20_000))
+}

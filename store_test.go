@@ -404,25 +404,16 @@ func awaitReplication(t testing.TB, primary *store) {
 	})
 }
 
-// The primary dies while visits are counted, and the standby takes its place.
-func TestFailover(t *testing.T) {
-	t.Parallel()
-	primary := newCluster(t)
-	p := openTestStore(t, primary.URL("footfall"))
-	prepared(t, p)
-	standby := newSyncStandby(t, primary)
-
-	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
-		url.QueryEscape(primary.Sockets+","+standby.Sockets))
-	r := newTestRecorder(t, s)
-	l := newLedger()
-	stop := make(chan struct{})
+// crowd has sixteen visitors come again and again until stop is called, and notes
+// what they hear.
+func crowd(r *recorder, l *ledger) (stop func()) {
+	ended := make(chan struct{})
 	var wg sync.WaitGroup
 	for visitor := range 16 {
 		wg.Go(func() {
 			for {
 				select {
-				case <-stop:
+				case <-ended:
 					return
 				default:
 				}
@@ -436,6 +427,22 @@ func TestFailover(t *testing.T) {
 			}
 		})
 	}
+	return func() { close(ended); wg.Wait() }
+}
+
+// The primary dies while visits are counted, and the standby takes its place.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	primary := newCluster(t)
+	p := openTestStore(t, primary.URL("footfall"))
+	prepared(t, p)
+	standby := newSyncStandby(t, primary)
+
+	s := openTestStore(t, "postgres://footfall@/footfall?target_session_attrs=read-write&host="+
+		url.QueryEscape(primary.Sockets+","+standby.Sockets))
+	r := newTestRecorder(t, s)
+	l := newLedger()
+	stop := crowd(r, l)
 	eventually(t, "counting", func() bool { return l.countedSince(time.Now().Add(-time.Second)) })
 	primary.end(t, syscall.SIGKILL)
 	start := time.Now()
@@ -445,8 +452,7 @@ func TestFailover(t *testing.T) {
 	eventually(t, "counting again", func() bool { return l.back() > 0 })
 	t.Logf("counting again %s after the promotion, %s after the primary's death", l.back(), time.Since(start))
 	assert.Less(t, l.back(), 5*time.Second)
-	close(stop)
-	wg.Wait()
+	stop()
 
 	promoted := openTestStore(t, standby.URL("footfall"))
 	awaitQuiet(t, promoted)
@@ -495,6 +501,71 @@ func TestCommitThatTheStandbyHasNotSeen(t *testing.T) {
 			requireExactly(t, s, 3)
 		})
 	}
+}
+
+func TestCancelledWaits(t *testing.T) {
+	t.Parallel()
+	cancelWaits(t, 40)
+}
+
+// cancelWaits cancels waits for the standby, with it and without it, and promotes
+// it. No confirmed visit is missing. A visit that was answered 503 could be seen
+// on the primary, and is gone.
+func cancelWaits(t *testing.T, waits int64) {
+	primary := newCluster(t)
+	p := openTestStore(t, primary.URL("footfall"))
+	prepared(t, p)
+	standby := newSyncStandby(t, primary)
+	log, lines := newLog(t)
+	lines.drop()
+	r := newRecorder(p, log, newMetrics())
+	t.Cleanup(func() { r.close(context.WithoutCancel(t.Context())) }) // in vain: its server is gone
+	l := newLedger()
+	stop := crowd(r, l)
+
+	cancelled := int64(0)
+	cancelUntil := func(limit int64) {
+		eventually(t, "more waits to cancel", func() bool {
+			cancelled += queryInt(t, p.reads, `SELECT count(*) FILTER (WHERE pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+			return cancelled >= limit
+		})
+	}
+	var receiver int // the standby's process that confirms
+	scan(t, openTestStore(t, standby.URL("footfall")), &receiver, `SELECT pid FROM pg_stat_wal_receiver`)
+	for limit := waits / 10; limit < waits; limit += waits / 10 {
+		require.NoError(t, syscall.Kill(receiver, syscall.SIGSTOP))
+		cancelUntil(limit)
+		require.NoError(t, syscall.Kill(receiver, syscall.SIGCONT))
+		again := time.Now()
+		eventually(t, "counting again", func() bool { return l.countedSince(again) })
+	}
+	stop()
+	numbersOf(t, hand(t, r, numbered(99)))
+	standby.end(t, syscall.SIGINT)
+	visits := hand(t, r, numbered(99))
+	eventually(t, "the visit is given up", func() bool { cancelUntil(0); return isDone(visits[0]) })
+	require.Error(t, visits[0].err)
+	require.NotErrorIs(t, visits[0].err, errNotCounted)
+	assert.EqualValues(t, 2, visitsOf(t, p, numbered(99)))
+	stop = crowd(r, l)
+	cancelUntil(waits)
+	stop()
+
+	primary.end(t, syscall.SIGKILL)
+	standby.begin(t)
+	output, err := standby.Command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", standby.Data()).CombinedOutput()
+	require.NoError(t, err, "%s", output)
+	promoted := openTestStore(t, standby.URL("footfall"))
+	rows := visitsOf(t, promoted, numbered(99))
+	assert.EqualValues(t, 1, rows)
+	lost, doubled := l.compare(func(visitor int) int64 {
+		row := visitsOf(t, promoted, numbered(visitor))
+		rows += row
+		return row
+	})
+	assert.Zero(t, lost)
+	assert.Zero(t, doubled)
+	requireExactly(t, promoted, rows)
 }
 
 // A limit, not a promise: a standby that is asynchronous may lack confirmed
