@@ -73,7 +73,7 @@ func TestPageWithHistory(t *testing.T) {
 	text := pageText(w.Body.String())
 	assert.Contains(t, text, "820,001 visits")
 	assert.Contains(t, text, "123,456 visitors")
-	assert.Contains(t, text, "435,001 visits", "of the last 30 days: today and 29 before it")
+	assert.Contains(t, w.Body.String(), `aria-label="Bar chart: 435,001 visits`, "of the last 30 days: today and 29 before it")
 	assert.Contains(t, text, "29,000", "the busiest of them")
 	assert.NotContains(t, text, "30,000", "31 days ago")
 	assert.NotContains(t, text, "deployed by")

@@ -57,7 +57,7 @@ type standing struct {
 // {{gap "visits"}}. Those of one visitor come first, the others are a tally's.
 var gaps = [...]string{
 	"origin", "own visits", "own visits noun", "size", "place", "trail",
-	"visitors", "visitors noun", "visits", "visits noun", "today", "today noun", "month", "month noun",
+	"visitors", "visitors noun", "visits", "visits noun", "today", "today noun",
 	"since", "database", "evidence", "width", "visits path", "visitors path", "words", "first day",
 	"busiest x", "busiest anchor", "busiest text", "today x", "today anchor", "today text",
 }
@@ -149,7 +149,6 @@ func (p *page) of(t *tally) *sharedPage {
 	v.set("database", template.HTMLEscapeString(t.database))
 	v.set("evidence", evidenceHTML(t))
 	c := newChart(t)
-	v.count("month", c.Total, "visit")
 	v.set("width", strconv.Itoa(c.Width))
 	v.set("visits path", c.Visits)
 	v.set("visitors path", c.Visitors)

@@ -55,7 +55,7 @@ func TestPageStates(t *testing.T) {
 			[]string{
 				"1 visitor · footfall", "You are visitor 1.",
 				"You have visited this page 1 time. This visit was counted. You were recognised by your IP address.",
-				"1 visitor 1 visit 1 visit today", "busiest: 1 today", "today, 2 Mar: 1", "Table of these 1 visit ",
+				"1 visitor 1 visit 1 visit today", "busiest: 1 today", "today, 2 Mar: 1",
 				"Counting since 2 March 2026 in PostgreSQL 17.2. footfall 1.2.3, deployed by Ann.",
 			},
 			[]string{"1 times", "1 visits", "1 visitors", "no visits in"},
@@ -69,7 +69,7 @@ func TestPageStates(t *testing.T) {
 			[]string{
 				"You have visited this page 12 times.",
 				"This visit was counted. You were recognised by your IP address, forwarded by a trusted proxy.",
-				"Table of these 141 visits", "7 visits today", "1 Feb", "busiest: 9 on 6 Feb", "today, 2 Mar: 7",
+				"These days as a table", "7 visits today", "1 Feb", "busiest: 9 on 6 Feb", "today, 2 Mar: 7",
 			},
 			[]string{"12 time.", "You are visitor"},
 		},
