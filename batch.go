@@ -5,110 +5,17 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgtype"
+	"footfall/internal/postgres"
 )
 
-var (
-	// errWriterGone: the writer's row is gone or at another batch. The batch was
-	// not applied, unless by an earlier try, before that happened.
-	errWriterGone = refuse("writers changed under this process (restored database?)")
-	errNoTotals   = refuse("the table totals has lost its row: restore the database from a backup")
-	errOtherKey   = refuse("the database has another visitor key than when this process started, so each visitor would count a second time: restore the database or its table settings, or, if this database is the right one, restart footfall")
-)
-
-// receipt is what a committed batch gives back.
-type receipt struct {
-	tally
-	numbers []int64 // for each visitor of the batch, in its order: all visits so far; negative for a new one
-}
-
-// pastSQL reads a past: counting since, what was carried over, the evidence as
-// JSON, the server's version, the days before $3 as (days before it, visits,
-// visitors, new visitors).
-const pastSQL = `,
-	(SELECT since FROM totals), (SELECT carried_visits FROM totals), (SELECT carried_visitors FROM totals),
-	(SELECT COALESCE(json_agg(e ORDER BY kind), '[]')::text FROM evidence AS e),
-	current_setting('server_version'),
-	ARRAY(
-		SELECT unnest(ARRAY[$3::date - day, visits, visitors, new_visitors])
-		FROM days
-		WHERE day < $3::date AND day > $3::date - 30
-	)`
-
-// past is the part of a tally that a batch does not change. It is read again on
-// a new day, on a new connection, and every pastAge, since another instance may
-// still count for an earlier day.
-type past struct {
-	background
-	days []day // the 29 before date
-	date time.Time
-	read time.Time
-}
-
-// pastAge is how long a page may lack what another instance counted for a day
-// that is over.
-const pastAge = 5 * time.Second
-
-// isFresh reports whether p still serves a batch of date.
-func (p past) isFresh(date time.Time) bool {
-	return p.date.Equal(date) && time.Since(p.read) < pastAge
-}
-
-// scanReceipt reads a row of numbers; known is the past that belongs to them,
-// or empty: then the row has it as well.
-func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
-	var numbers, days []int64
-	var version, checks string
-	types := pgtype.NewMap()
-	columns := []any{types.SQLScanner(&numbers)}
-	p := known
-	if p.days == nil {
-		columns = append(columns, &p.since, &p.carriedVisits, &p.carriedVisitors, &checks, &version, types.SQLScanner(&days))
-	}
-	if err := row.Scan(columns...); err != nil {
-		return receipt{}, past{}, err
-	}
-	const head = 5 // totals and today come before the visitors' numbers
-	if len(numbers) < head {
-		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers; it must have at least %d", len(numbers), head)
-	}
-	if p.days == nil {
-		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)
-		number, _, _ := strings.Cut(version, " ") // without the packager's addition: "15.18 (Debian …)"
-		p.database = "PostgreSQL " + number
-		if err := json.Unmarshal([]byte(checks), &p.evidence); err != nil {
-			return receipt{}, past{}, fmt.Errorf("read the evidence: %w", err)
-		}
-	}
-	return receipt{
-		tally: tally{
-			visits: numbers[0], visitors: numbers[1], background: p.background,
-			days: append(slices.Clone(p.days), day{date, numbers[2], numbers[3], numbers[4]}),
-		},
-		numbers: numbers[head:],
-	}, p, nil
-}
-
-// pastDays lays out the rows of pastSQL as the 29 days before date.
-func pastDays(date time.Time, rows []int64) []day {
-	days := make([]day, historyDays-1)
-	for i := range days {
-		days[i].date = date.AddDate(0, 0, i-len(days))
-	}
-	for row := range slices.Chunk(rows, 4) {
-		d := &days[len(days)-int(row[0])]
-		d.visits, d.visitors, d.newVisitors = row[1], row[2], row[3]
-	}
-	return days
-}
+// errWriterGone: the writer's row is gone or at another batch. The batch was not
+// applied, unless by an earlier try, before that happened.
+var errWriterGone = postgres.Refuse("writers changed under this process (restored database?)")
 
 // applyBatch commits visits as batch `number` of `writer`, which must follow the
 // writer's last batch, and returns their receipt. It may be called again with the same
@@ -127,7 +34,7 @@ func (s *store) applyBatch(ctx context.Context, writer, number int64, date time.
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			r, s.past, err = s.replayBatch(ctx, conn, writer, number, date)
-		case isUndefined(err):
+		case postgres.IsUndefined(err):
 			err = errNoCount
 		}
 		return err
@@ -150,9 +57,6 @@ func (s *store) batchArgs(writer, number int64, date time.Time, ids [][]byte, vi
 // errNotSent: the error came before anything was sent to the database.
 var errNotSent = errors.New("no connection to the database")
 
-// errWarned: the server has committed, and may have done so without its standby.
-var errWarned = errors.New("not confirmed")
-
 // onBatches runs do on the recorder's connection, which is given up after an
 // error: its state is unknown, and a server that has become read-only would
 // refuse on it forever.
@@ -167,7 +71,7 @@ func (s *store) onBatches(ctx context.Context, do func(*sql.Conn) error) error {
 	if warning := s.warned.Load(); err == nil && warning != nil {
 		// Such as 01000, that the wait for a synchronous standby was canceled: the
 		// answer is that of a commit, which only this server has.
-		err = fmt.Errorf("%w: %s", errWarned, warning.Message)
+		err = fmt.Errorf("%w: %s", postgres.ErrUnconfirmed, warning.Message)
 	}
 	if err != nil {
 		conn.Raw(func(any) error { return driver.ErrBadConn })
@@ -261,7 +165,7 @@ func (s *store) replayBatch(ctx context.Context, conn *sql.Conn, writer, number 
 }
 
 // whyNot returns why applyBatchSQL applied nothing.
-func (s *store) whyNot(ctx context.Context, q queryer) error {
+func (s *store) whyNot(ctx context.Context, q postgres.Queryer) error {
 	var hasTotals bool
 	var fingerprint string
 	if err := q.QueryRowContext(ctx, `SELECT `+stateSQL).Scan(&hasTotals, &fingerprint); err != nil {
@@ -326,7 +230,7 @@ func (s *store) newWriter(ctx context.Context) (id int64, err error) {
 
 // removeWriter takes a process's row away when it ends.
 func (s *store) removeWriter(ctx context.Context, id int64) error {
-	err := repeat(ctx, func() error {
+	err := postgres.Repeat(ctx, func() error {
 		_, err := s.batches.ExecContext(ctx, `DELETE FROM writers WHERE id = $1`, id)
 		return err
 	})

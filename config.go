@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"footfall/internal/connect"
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
@@ -123,7 +123,7 @@ func (e *env) database() *pgx.ConnConfig {
 		return nil
 	}
 	cfg.RuntimeParams["application_name"] = cmp.Or(cfg.RuntimeParams["application_name"], "footfall/"+thisBuild().Version)
-	connect.SetTimeouts(cfg)
+	postgres.SetTimeouts(cfg)
 	return cfg
 }
 
@@ -322,8 +322,8 @@ func (e *env) visitorKey() []byte {
 	if v == "" {
 		return nil
 	}
-	if len(v) < minVisitorKey {
-		e.wrong("VISITOR_KEY has %d bytes; it must have at least %d, such as the output of: openssl rand -hex 32", len(v), minVisitorKey)
+	if len(v) < visitor.MinKey {
+		e.wrong("VISITOR_KEY has %d bytes; it must have at least %d, such as the output of: openssl rand -hex 32", len(v), visitor.MinKey)
 		return nil
 	}
 	return []byte(v)

@@ -16,6 +16,8 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"footfall/internal/postgres"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -338,7 +340,7 @@ func saidOf(t testing.TB, getenv func(string) string) (said string, refused bool
 		return nil, &net.OpError{Op: "dial", Net: network, Err: fmt.Errorf("%s: %w", address, syscall.ECONNREFUSED)}
 	}
 	var out bytes.Buffer
-	if err := explainConnect(verifyCommand(t.Context(), cfg, &out, false)); err != nil {
+	if err := postgres.Explain(verifyCommand(t.Context(), cfg, &out, false)); err != nil {
 		fmt.Fprintln(&out, err)
 	}
 	// The service tries on until it is told to stop, after its first warning.
@@ -352,7 +354,7 @@ func saidOf(t testing.TB, getenv func(string) string) (said string, refused bool
 	}))))
 	defer s.store.close()
 	if err := s.prepare(ctx); err != nil {
-		fmt.Fprintln(&out, explainConnect(err))
+		fmt.Fprintln(&out, postgres.Explain(err))
 	}
 	return out.String(), false
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 )
 
@@ -91,9 +92,9 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Retry-After", retryAfter)
 		g.NoDatabase = true
 		if g.Result == visitor.Counted {
-			g.Result = unconfirmed
+			g.Result = visitor.Unconfirmed
 			if errors.Is(err, errNotCounted) {
-				g.Result = unavailable
+				g.Result = visitor.Unavailable
 			}
 		}
 		page = s.page.of(nil)
@@ -101,12 +102,6 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 	s.metrics.visit(client, g.Result)
 	return page.write(w, r, status, g, own)
 }
-
-// What became of a visit that could have counted, beside [visitor.Counted].
-const (
-	unavailable visitor.Result = "unavailable" // not counted: the database could not be asked
-	unconfirmed visitor.Result = "unconfirmed" // counted or not: the database did not answer in time
-)
 
 var errStarting = fmt.Errorf("%w: the database is not prepared yet", errNotCounted)
 
@@ -191,8 +186,8 @@ func (s *server) ready(ctx context.Context) error {
 		return nil
 	}
 	s.log.WarnContext(ctx, "not ready", "err", err)
-	if reason, ok := errors.AsType[*refusal](err); ok {
-		public = &publicError{http.StatusServiceUnavailable, reason.msg}
+	if reason, ok := errors.AsType[*postgres.Refusal](err); ok {
+		public = &publicError{http.StatusServiceUnavailable, reason.Error()}
 	}
 	return public
 }

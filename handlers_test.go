@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"footfall/internal/postgres"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -383,7 +385,7 @@ func TestAnswerNotUnderstood(t *testing.T) {
 func TestReadyzInACrowd(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	for range maxReads {
+	for range postgres.MaxConns {
 		conn, err := s.store.reads.Conn(t.Context())
 		require.NoError(t, err)
 		defer conn.Close()

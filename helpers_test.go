@@ -59,9 +59,9 @@ type sharedServer struct {
 	admin *sql.DB
 }
 
-// postgres is the server of TEST_DATABASE_URL, whose role must be allowed to
+// sharedPostgres is the server of TEST_DATABASE_URL, whose role must be allowed to
 // create databases, or a private one. It starts when the first test asks for it.
-var postgres = sync.OnceValues(func() (*sharedServer, error) {
+var sharedPostgres = sync.OnceValues(func() (*sharedServer, error) {
 	given := os.Getenv("TEST_DATABASE_URL")
 	if given == "" {
 		dir, err := clusterDir()
@@ -83,7 +83,7 @@ var postgres = sync.OnceValues(func() (*sharedServer, error) {
 	return &sharedServer{u, admin}, err
 })
 
-// stopPostgres ends the private server, if postgres has started one.
+// stopPostgres ends the private server, if sharedPostgres has started one.
 var stopPostgres = func() error { return nil }
 
 // initialisedData returns the data directory of a server that has never counted, for
@@ -121,7 +121,7 @@ func clusterDir() (string, error) {
 func newDatabase(t testing.TB) string {
 	t.Helper()
 	name := "test_" + strings.ToLower(rand.Text())
-	server, err := postgres()
+	server, err := sharedPostgres()
 	require.NoError(t, err)
 	_, err = server.admin.ExecContext(t.Context(), "CREATE DATABASE "+name+" STRATEGY file_copy") // half the time, without fsync
 	require.NoError(t, err)

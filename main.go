@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"footfall/internal/devdb"
+	"footfall/internal/postgres"
 )
 
 func main() {
@@ -119,5 +120,5 @@ func run(ctx context.Context, args []string, getenv func(string) string, out io.
 	if err != nil {
 		return &usageError{err}
 	}
-	return explainConnect(do(ctx, cfg, out))
+	return postgres.Explain(do(ctx, cfg, out))
 }

@@ -42,7 +42,7 @@ func newMetrics() *metrics {
 		durations: map[string]*histogram{},
 		clients:   map[[2]string]uint64{},
 		// They start at 0, so that rate() sees the first increment.
-		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Embedded: 0, visitor.Head: 0, visitor.Ignored: 0, visitor.NoAddress: 0, visitor.Prefetch: 0, unavailable: 0, unconfirmed: 0},
+		visits:  map[visitor.Result]uint64{visitor.Counted: 0, visitor.Bot: 0, visitor.Embedded: 0, visitor.Head: 0, visitor.Ignored: 0, visitor.NoAddress: 0, visitor.Prefetch: 0, visitor.Unavailable: 0, visitor.Unconfirmed: 0},
 		batches: map[string]uint64{"committed": 0, "retried": 0, "abandoned": 0},
 	}
 	return m

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"footfall/internal/original"
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -107,7 +109,7 @@ func migrate(ctx context.Context, tx *sql.Tx, ms []migration) (ran []migration, 
 		// Without arguments the driver sends the file as it is, all statements.
 		_, err := tx.ExecContext(ctx, m.sql)
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42P07" { // duplicate_table
-			return nil, refuse("%s: %s: "+anotherProgram, m.name, pg.Message, "of that name")
+			return nil, postgres.Refuse("%s: %s: "+anotherProgram, m.name, pg.Message, "of that name")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", m.name, err)
@@ -179,7 +181,7 @@ const anotherProgram = "the table %s belongs to another program: give footfall a
 
 // appliedMigrations lists what the database has, in order; nothing when it was
 // never migrated.
-func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
+func appliedMigrations(ctx context.Context, q postgres.Queryer) ([]applied, error) {
 	var columns int
 	if err := q.QueryRowContext(ctx, `
 		SELECT CASE WHEN to_regclass('schema_migrations') IS NULL THEN 0 ELSE 1 + count(*) END
@@ -192,7 +194,7 @@ func appliedMigrations(ctx context.Context, q queryer) ([]applied, error) {
 		return nil, nil
 	}
 	if columns < 5 {
-		return nil, refuse(anotherProgram, "schema_migrations")
+		return nil, postgres.Refuse(anotherProgram, "schema_migrations")
 	}
 	rows, err := q.QueryContext(ctx, `
 		SELECT version, name, checksum, applied_at
@@ -223,9 +225,9 @@ func compareMigrations(ms []migration, done []applied) error {
 	for i, a := range done {
 		switch {
 		case a.version != i+1:
-			return refuse("schema_migrations lacks version %d: restore the row or the database", i+1)
+			return postgres.Refuse("schema_migrations lacks version %d: restore the row or the database", i+1)
 		case i < len(ms) && a.checksum != ms[i].checksum: // others are newer than the program
-			return refuse("%s was changed after it was applied on %s (as %s): put the released file back and make the change in a new one",
+			return postgres.Refuse("%s was changed after it was applied on %s (as %s): put the released file back and make the change in a new one",
 				ms[i].name, a.appliedAt.UTC().Format(time.DateOnly), a.name)
 		}
 	}
@@ -257,7 +259,7 @@ func isPrepared(ctx context.Context, db *sql.DB, key []byte, ms []migration, log
 	if err != nil {
 		return visitor.Hasher{}, false, err
 	}
-	pending, err := takeoverPending(ctx, db)
+	pending, err := original.Pending(ctx, db)
 	return h, found && !pending, err
 }
 
@@ -271,7 +273,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	}
 	var h visitor.Hasher
 	var ran []migration
-	var report imported
+	var report original.Report
 	err := underMigrationLock(ctx, db, migrateLimit, func(tx *sql.Tx) (err error) {
 		if ran, err = migrate(ctx, tx, ms); err != nil {
 			return fmt.Errorf("migrate: %w", err)
@@ -283,7 +285,7 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 		if err != nil {
 			return err
 		}
-		report, err = takeOver(ctx, tx, h)
+		report, err = original.Import(ctx, tx, h)
 		return err
 	})
 	if err != nil {
@@ -292,13 +294,9 @@ func prepareDatabase(ctx context.Context, db *sql.DB, key []byte, log *slog.Logg
 	for _, m := range ran {
 		log.Info("migrated", "file", m.name, "ms", m.took.Milliseconds())
 	}
-	report.log(log)
+	report.Log(log)
 	return h, nil
 }
-
-// minVisitorKey is the least length of VISITOR_KEY in bytes: as long as the
-// hash's output, below which HMAC gets weaker (RFC 2104, section 3).
-const minVisitorKey = 32
 
 // Names in the table settings.
 const (
@@ -308,7 +306,7 @@ const (
 
 // readKey returns the fingerprint of the visitor key in use, and the key where the
 // database keeps it, both in hex; "" for what is not there.
-func readKey(ctx context.Context, q queryer) (fingerprint, kept string, err error) {
+func readKey(ctx context.Context, q postgres.Queryer) (fingerprint, kept string, err error) {
 	err = q.QueryRowContext(ctx, `
 		SELECT COALESCE(max(value) FILTER (WHERE name = $1), ''), COALESCE(max(value) FILTER (WHERE name = $2), '')
 		FROM settings`, settingFingerprint, settingKey).Scan(&fingerprint, &kept)
@@ -322,7 +320,7 @@ func readKey(ctx context.Context, q queryer) (fingerprint, kept string, err erro
 // false for a database without one. The key is the configured one, or the one
 // that the database keeps. Another key than before would count every visitor a
 // second time, so it is refused.
-func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher, bool, error) {
+func findKey(ctx context.Context, q postgres.Queryer, configured []byte) (visitor.Hasher, bool, error) {
 	fingerprint, kept, err := readKey(ctx, q)
 	if err != nil || fingerprint == "" {
 		return visitor.Hasher{}, false, err
@@ -330,15 +328,15 @@ func findKey(ctx context.Context, q queryer, configured []byte) (visitor.Hasher,
 	key := configured
 	if configured == nil {
 		if kept == "" {
-			return visitor.Hasher{}, false, refuse("VISITOR_KEY is not set, but this database was counted with one (fingerprint %s): set it again, any other would count every visitor a second time", fingerprint)
+			return visitor.Hasher{}, false, postgres.Refuse("VISITOR_KEY is not set, but this database was counted with one (fingerprint %s): set it again, any other would count every visitor a second time", fingerprint)
 		}
 		if key, err = hex.DecodeString(kept); err != nil {
-			return visitor.Hasher{}, false, refuse("the visitor key kept in the database is damaged: restore table settings from a backup")
+			return visitor.Hasher{}, false, postgres.Refuse("the visitor key kept in the database is damaged: restore table settings from a backup")
 		}
 	}
 	h := visitor.NewHasher(key)
 	if h.Fingerprint() != fingerprint {
-		return visitor.Hasher{}, false, refuse("VISITOR_KEY has the fingerprint %s, but this database was counted with %s: set the earlier key again, this one would count every visitor a second time", h.Fingerprint(), fingerprint)
+		return visitor.Hasher{}, false, postgres.Refuse("VISITOR_KEY has the fingerprint %s, but this database was counted with %s: set the earlier key again, this one would count every visitor a second time", h.Fingerprint(), fingerprint)
 	}
 	return h, true, nil
 }
@@ -351,11 +349,11 @@ func makeKey(ctx context.Context, tx *sql.Tx, configured []byte) (visitor.Hasher
 		return visitor.Hasher{}, fmt.Errorf("look for visitors: %w", err)
 	}
 	if counted {
-		return visitor.Hasher{}, refuse("the table settings has lost the visitor key, but there are visitors: restore it from a backup, as another key would count each of them a second time")
+		return visitor.Hasher{}, postgres.Refuse("the table settings has lost the visitor key, but there are visitors: restore it from a backup, as another key would count each of them a second time")
 	}
 	key := configured
 	if key == nil {
-		key = make([]byte, minVisitorKey)
+		key = make([]byte, visitor.MinKey)
 		rand.Read(key) // never fails
 		if err := writeSetting(ctx, tx, settingKey, hex.EncodeToString(key)); err != nil {
 			return visitor.Hasher{}, err

@@ -13,6 +13,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -254,7 +255,7 @@ func TestMigrateLeavesOthersTables(t *testing.T) {
 			execute(t, s.reads, tt.tables)
 			_, err := prepareWith(t, s, nil)
 			require.EqualError(t, err, tt.wantErr)
-			assert.False(t, retryable(err))
+			assert.False(t, postgres.Retryable(err))
 			assert.Equal(t, int64(1), queryInt(t, s.reads, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`), "nothing is added")
 			// The way out that the sentence names.
 			execute(t, s.reads, `CREATE SCHEMA footfall`)
@@ -546,17 +547,4 @@ func TestTakeOverManyRows(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, lines.String(), `"rows":120000,"visitors":60000,"visits":120000`)
 	requireVerified(t, s)
-}
-
-// A start that imports nothing says nothing of it.
-func TestWhatAnImportSays(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		i    imported
-		want int // lines
-	}{{imported{}, 0}, {imported{rows: 1}, 1}, {imported{rows: 2, skipped: 1}, 2}} {
-		log, lines := newLog(t)
-		tt.i.log(log)
-		assert.Equal(t, tt.want, strings.Count(lines.String(), "\n"))
-	}
 }

@@ -47,12 +47,6 @@ type greeting struct {
 	Never      bool // the visitor was never counted
 }
 
-// standing is what the page says of its visitor.
-type standing struct {
-	visits int64 // so far; 0: none was counted
-	place  int64 // the visitor's place among all visitors, on the first visit; else 0
-}
-
 // gaps are the places of page.html that are filled when the rest is rendered:
 // {{gap "visits"}}. Those of one visitor come first, the others are a tally's.
 var gaps = [...]string{
@@ -407,19 +401,6 @@ func loadAssets() (map[string]assetFile, map[string]string) {
 		paths[file.name] = "/assets/" + unique
 	}
 	return files, paths
-}
-
-func asset(w http.ResponseWriter, r *http.Request) error {
-	file, ok := assets[r.PathValue("file")]
-	if !ok {
-		return errNotFound
-	}
-	h := w.Header()
-	h.Set("Cache-Control", "public, max-age=31536000, immutable")
-	h.Set("Content-Type", file.contentType)
-	h.Set("ETag", file.etag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file.body)) // answers If-None-Match
-	return nil
 }
 
 // write sends an answer that is complete in memory. An error here means that

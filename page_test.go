@@ -89,12 +89,12 @@ func TestPageStates(t *testing.T) {
 			[]string{"This visit was not counted. You could not be recognised: the proxy in front of this page did not pass on your IP address."}, []string{"Recognised by"},
 		},
 		"no database": {
-			nil, greeting{Result: unconfirmed, Source: visitor.FromPeer, NoDatabase: true}, standing{},
+			nil, greeting{Result: visitor.Unconfirmed, Source: visitor.FromPeer, NoDatabase: true}, standing{},
 			[]string{"The database is not responding.", "Your visit may or may not have been counted. Please try again in a moment.", "footfall 1.2.3, deployed by Ann."},
 			[]string{"visits today", "Counting since", "was counted.", "recognised by your"},
 		},
 		"no database, not asked": {
-			nil, greeting{Result: unavailable, Source: visitor.FromPeer, NoDatabase: true}, standing{},
+			nil, greeting{Result: visitor.Unavailable, Source: visitor.FromPeer, NoDatabase: true}, standing{},
 			[]string{"The database is not responding.", "Your visit was not counted. Please try again in a moment."},
 			[]string{"Your visit may"},
 		},
@@ -454,14 +454,14 @@ func TestGroup(t *testing.T) {
 func TestEverySentence(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, newDatabase(t))
-	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Embedded, visitor.Ignored, visitor.NoAddress, unavailable, unconfirmed} {
+	for _, result := range []visitor.Result{visitor.Counted, visitor.Bot, visitor.Embedded, visitor.Ignored, visitor.NoAddress, visitor.Unavailable, visitor.Unconfirmed} {
 		for _, source := range []visitor.Source{visitor.FromPeer, visitor.FromForwarded, visitor.FromNobody} {
-			noDatabase := result == unavailable || result == unconfirmed
+			noDatabase := result == visitor.Unavailable || result == visitor.Unconfirmed
 			text := pageText(rendered(t, s.page, aTally(1), greeting{Result: result, Source: source, NoDatabase: noDatabase}, standing{visits: 3}))
 			assert.Equal(t, result == visitor.Counted, strings.Contains(text, "This visit was counted."), "%s", result)
-			assert.Equal(t, result == unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
-			assert.Equal(t, result == unavailable, strings.Contains(text, notLost), "%s", result)
-			assert.Equal(t, result != unavailable && result != unconfirmed, strings.Contains(text, "3 times"), "%s", result)
+			assert.Equal(t, result == visitor.Unconfirmed, strings.Contains(text, mayBeLost), "%s", result)
+			assert.Equal(t, result == visitor.Unavailable, strings.Contains(text, notLost), "%s", result)
+			assert.Equal(t, result != visitor.Unavailable && result != visitor.Unconfirmed, strings.Contains(text, "3 times"), "%s", result)
 			assert.Equal(t, !noDatabase, strings.Contains(text, "recognised by your IP address") || strings.Contains(text, "could not be recognised"), "%s", source)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 )
 
@@ -78,6 +79,12 @@ type visit struct {
 	*batch
 	id  visitor.ID
 	nth int64 // of this visitor's visits in the batch, from 1
+}
+
+// standing is what the page says of its visitor.
+type standing struct {
+	visits int64 // so far; 0: none was counted
+	place  int64 // the visitor's place among all visitors, on the first visit; else 0
 }
 
 // standing returns how often the visitor has been counted, this visit included,
@@ -251,18 +258,18 @@ func (r *recorder) commit(b *batch) error {
 			cause = err
 		}
 		// Refused at the first try, it is certainly not applied.
-		_, refused := errors.AsType[*refusal](err)
+		_, refused := errors.AsType[*postgres.Refusal](err)
 		sent = sent || !refused && !errors.Is(err, errNotSent)
 		switch {
 		case errors.Is(err, errWriterGone) && !sent && ctx.Err() == nil:
 			r.writer = 0 // try again under another
-		case retryable(err) && ctx.Err() == nil: // try again
+		case postgres.Retryable(err) && ctx.Err() == nil: // try again
 		case sent:
 			r.writer = 0
-			r.log.Error("visits not confirmed", "visits", b.size, "err", explainConnect(cause))
+			r.log.Error("visits not confirmed", "visits", b.size, "err", postgres.Explain(cause))
 			return err
 		default:
-			r.log.Error("visits not counted", "visits", b.size, "err", explainConnect(cause))
+			r.log.Error("visits not counted", "visits", b.size, "err", postgres.Explain(cause))
 			return fmt.Errorf("%w: %w", errNotCounted, err)
 		}
 		r.metrics.retried()

@@ -281,3 +281,17 @@ func indentedJSON(v any) ([]byte, error) {
 	body, err := json.MarshalIndent(v, "", "  ")
 	return append(body, '\n'), err
 }
+
+// asset answers with an embedded file by its fingerprinted name.
+func asset(w http.ResponseWriter, r *http.Request) error {
+	file, ok := assets[r.PathValue("file")]
+	if !ok {
+		return errNotFound
+	}
+	h := w.Header()
+	h.Set("Cache-Control", "public, max-age=31536000, immutable")
+	h.Set("Content-Type", file.contentType)
+	h.Set("ETag", file.etag)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file.body)) // answers If-None-Match
+	return nil
+}

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"footfall/internal/postgres"
 )
 
 func newLogger(cfg config, out io.Writer) *slog.Logger {
@@ -176,10 +178,10 @@ func (s *server) prepare(ctx context.Context) error {
 			return nil
 		case ctx.Err() != nil:
 			return nil
-		case !retryable(err):
+		case !postgres.Retryable(err):
 			return err
 		}
-		if text := explainConnect(err).Error(); text != said || s.now().Sub(saidAt) >= notReadyEvery {
+		if text := postgres.Explain(err).Error(); text != said || s.now().Sub(saidAt) >= notReadyEvery {
 			s.log.Warn("not ready yet", "err", text)
 			said, saidAt = text, s.now()
 		}

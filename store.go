@@ -3,22 +3,20 @@ package main
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
-	"footfall/internal/connect"
-	"footfall/internal/visitor"
+	"footfall/internal/postgres"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // historyDays is how many days the page shows, today among them.
@@ -37,18 +35,15 @@ type store struct {
 	past   past                          // of the last batch
 }
 
-const (
-	maxReads = 4
-	// A connection ends after this time even if it is busy, so that none stays
-	// on a server that was demoted.
-	connLifetime = time.Minute
-)
+// connLifetime is when a connection ends even if it is busy, so that none stays
+// on a server that was demoted.
+const connLifetime = time.Minute
 
 func openStore(cfg *pgx.ConnConfig) *store { return openStoreWith(cfg, connLifetime) }
 
 func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	open := func(connections int) *sql.DB {
-		db := sql.OpenDB(connect.New(cfg, lifetime, pinIsolation))
+		db := sql.OpenDB(postgres.New(cfg, lifetime, pinIsolation))
 		db.SetMaxOpenConns(connections)
 		db.SetMaxIdleConns(connections)
 		db.SetConnMaxLifetime(lifetime)
@@ -59,7 +54,7 @@ func openStoreWith(cfg *pgx.ConnConfig, lifetime time.Duration) *store {
 	// the URL says. Poolers know this parameter, unlike others.
 	maps.DeleteFunc(cfg.RuntimeParams, func(name, _ string) bool { return strings.EqualFold(name, "datestyle") })
 	cfg.RuntimeParams["datestyle"] = "ISO"
-	s := &store{reads: open(maxReads), probes: open(1)}
+	s := &store{reads: open(postgres.MaxConns), probes: open(1)}
 	cfg = cfg.Copy()
 	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
 		if n.SeverityUnlocalized == "WARNING" {
@@ -122,10 +117,96 @@ type day struct {
 // utcDay returns the day of t: its midnight, UTC.
 func utcDay(t time.Time) time.Time { return t.UTC().Truncate(24 * time.Hour) }
 
+// receipt is what a committed batch gives back.
+type receipt struct {
+	tally
+	numbers []int64 // for each visitor of the batch, in its order: all visits so far; negative for a new one
+}
+
+// pastSQL reads a past: counting since, what was carried over, the evidence as
+// JSON, the server's version, the days before $3 as (days before it, visits,
+// visitors, new visitors).
+const pastSQL = `,
+	(SELECT since FROM totals), (SELECT carried_visits FROM totals), (SELECT carried_visitors FROM totals),
+	(SELECT COALESCE(json_agg(e ORDER BY kind), '[]')::text FROM evidence AS e),
+	current_setting('server_version'),
+	ARRAY(
+		SELECT unnest(ARRAY[$3::date - day, visits, visitors, new_visitors])
+		FROM days
+		WHERE day < $3::date AND day > $3::date - 30
+	)`
+
+// past is the part of a tally that a batch does not change. It is read again on
+// a new day, on a new connection, and every pastAge, since another instance may
+// still count for an earlier day.
+type past struct {
+	background
+	days []day // the 29 before date
+	date time.Time
+	read time.Time
+}
+
+// pastAge is how long a page may lack what another instance counted for a day
+// that is over.
+const pastAge = 5 * time.Second
+
+// isFresh reports whether p still serves a batch of date.
+func (p past) isFresh(date time.Time) bool {
+	return p.date.Equal(date) && time.Since(p.read) < pastAge
+}
+
+// scanReceipt reads a row of numbers; known is the past that belongs to them,
+// or empty: then the row has it as well.
+func scanReceipt(date time.Time, known past, row *sql.Row) (receipt, past, error) {
+	var numbers, days []int64
+	var version, checks string
+	types := pgtype.NewMap()
+	columns := []any{types.SQLScanner(&numbers)}
+	p := known
+	if p.days == nil {
+		columns = append(columns, &p.since, &p.carriedVisits, &p.carriedVisitors, &checks, &version, types.SQLScanner(&days))
+	}
+	if err := row.Scan(columns...); err != nil {
+		return receipt{}, past{}, err
+	}
+	const head = 5 // totals and today come before the visitors' numbers
+	if len(numbers) < head {
+		return receipt{}, past{}, fmt.Errorf("receipt has %d numbers; it must have at least %d", len(numbers), head)
+	}
+	if p.days == nil {
+		p.date, p.read, p.days = date, time.Now(), pastDays(date, days)
+		number, _, _ := strings.Cut(version, " ") // without the packager's addition: "15.18 (Debian …)"
+		p.database = "PostgreSQL " + number
+		if err := json.Unmarshal([]byte(checks), &p.evidence); err != nil {
+			return receipt{}, past{}, fmt.Errorf("read the evidence: %w", err)
+		}
+	}
+	return receipt{
+		tally: tally{
+			visits: numbers[0], visitors: numbers[1], background: p.background,
+			days: append(slices.Clone(p.days), day{date, numbers[2], numbers[3], numbers[4]}),
+		},
+		numbers: numbers[head:],
+	}, p, nil
+}
+
+// pastDays lays out the rows of pastSQL as the 29 days before date.
+func pastDays(date time.Time, rows []int64) []day {
+	days := make([]day, historyDays-1)
+	for i := range days {
+		days[i].date = date.AddDate(0, 0, i-len(days))
+	}
+	for row := range slices.Chunk(rows, 4) {
+		d := &days[len(days)-int(row[0])]
+		d.visits, d.visitors, d.newVisitors = row[1], row[2], row[3]
+	}
+	return days
+}
+
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
 	var r receipt
-	err := repeat(ctx, func() (err error) {
+	err := postgres.Repeat(ctx, func() (err error) {
 		r, _, err = scanReceipt(date, past{}, s.reads.QueryRowContext(ctx, `
 			SELECT
 				ARRAY[
@@ -147,7 +228,7 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 // daysCSV returns every day from the first with a visit to date, a day without
 // one with zeros.
 func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err error) {
-	err = repeat(ctx, func() error {
+	err = postgres.Repeat(ctx, func() error {
 		return s.reads.QueryRowContext(ctx, `
 			SELECT E'day,visits,visitors,new_visitors\n' || COALESCE(string_agg(
 				concat_ws(',', to_char($1::date - ago, 'YYYY-MM-DD'), COALESCE(visits, 0), COALESCE(visitors, 0), COALESCE(new_visitors, 0)) || E'\n',
@@ -166,6 +247,11 @@ func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err er
 // the visitor key.
 const stateSQL = `EXISTS (SELECT FROM totals), COALESCE((SELECT value FROM settings WHERE name = 'visitor_key_fingerprint'), '')`
 
+var (
+	errNoTotals = postgres.Refuse("the table totals has lost its row: restore the database from a backup")
+	errOtherKey = postgres.Refuse("the database has another visitor key than when this process started, so each visitor would count a second time: restore the database or its table settings, or, if this database is the right one, restart footfall")
+)
+
 // refuses returns why nothing is counted in a database of this state, or nil.
 func (s *store) refuses(hasTotals bool, fingerprint string) error {
 	switch {
@@ -178,168 +264,29 @@ func (s *store) refuses(hasTotals bool, fingerprint string) error {
 }
 
 // probe reads whether visits could be counted. What only a person can change is
-// a [refusal].
+// a [postgres.Refusal].
 func (s *store) probe(ctx context.Context) error {
 	var schema int
 	var readOnly, hasTotals bool
 	var fingerprint string
-	err := repeat(ctx, func() error {
+	err := postgres.Repeat(ctx, func() error {
 		return s.probes.QueryRowContext(ctx, `
 			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on', `+stateSQL+`
 			FROM schema_migrations`).Scan(&schema, &readOnly, &hasTotals, &fingerprint)
 	})
 	needs := len(ourMigrations())
 	switch {
-	case isUndefined(err):
+	case postgres.IsUndefined(err):
 		return errNoCount
 	case err != nil:
 		return fmt.Errorf("read the schema's version: %w", err)
 	case schema < needs:
-		return refuse("%s", behind(schema, needs))
+		return postgres.Refuse("%s", behind(schema, needs))
 	case readOnly:
-		return refuse("the database is read-only")
+		return postgres.Refuse("the database is read-only")
 	}
 	return s.refuses(hasTotals, fingerprint)
 }
 
 // errNoCount: a table or column of ours is missing.
-var errNoCount = refuse("this database holds no count yet, or an older program's: run footfall migrate, or look at the database's name in DATABASE_URL")
-
-// isUndefined reports whether err is PostgreSQL's undefined_table or undefined_column.
-func isUndefined(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code == "42P01" || pg.Code == "42703")
-}
-
-// explainConnect words a failed connection in one sentence without the
-// password. The driver's own error has a line for each address that it tried; the
-// first says enough, unless a server answered: that one is the last.
-func explainConnect(err error) error {
-	failed, ok := errors.AsType[*pgconn.ConnectError](err)
-	if !ok {
-		return err
-	}
-	lines := strings.Split(failed.Error(), "\n\t")
-	if _, answered := errors.AsType[*pgconn.PgError](err); answered {
-		lines = append(lines[:1], lines[len(lines)-1])
-	}
-	return fmt.Errorf("DATABASE_URL: %s", strings.TrimSpace(strings.Join(lines[:min(2, len(lines))], " ")))
-}
-
-// retryable reports whether what failed may succeed when it is tried again.
-// Sending a batch again is safe in any case; this only saves visitors a
-// pointless wait. The codes are in appendix A of PostgreSQL's manual.
-func retryable(err error) bool {
-	if _, refused := errors.AsType[*refusal](err); refused {
-		return false
-	}
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return errors.Is(err, errWarned) || connectionFailed(err)
-	}
-	switch pg.Code {
-	case "", // a proxy's own words
-		"25006", // read_only_sql_transaction: the old primary after a switch-over
-		"26000", // invalid_sql_statement_name: a pooler gave us another backend
-		"55P03", // lock_not_available
-		"57014", // query_canceled, by an administrator or a statement_timeout
-		"XX000": // internal_error: the code of Supavisor's and Neon's proxies for passing trouble
-		return true
-	case "0A000": // feature_not_supported
-		return pg.Routine == "RevalidateCachedQuery" // a column's type changed under a prepared statement
-	}
-	switch pg.Code[:min(2, len(pg.Code))] {
-	case "08", // connection exception
-		"40", // transaction rollback: deadlock, serialization
-		"53", // insufficient resources
-		"57", // operator intervention: shutdown, crash, starting up
-		"58": // system error
-		return true
-	}
-	return false
-}
-
-// connectionFailed reports whether err says that a connection broke, or could
-// not be made in time. An answer that the driver cannot read says neither.
-func connectionFailed(err error) bool {
-	_, network := errors.AsType[net.Error](err)
-	_, connect := errors.AsType[*pgconn.ConnectError](err)
-	return network || connect || pgconn.SafeToRetry(err) || slices.ContainsFunc([]error{
-		io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, driver.ErrBadConn, sql.ErrConnDone, context.DeadlineExceeded, context.Canceled,
-	}, func(target error) bool { return errors.Is(err, target) })
-}
-
-// repeat runs a statement that may run twice. After a restart of the database
-// each connection of a pool may be a dead one, which shows only in use.
-func repeat(ctx context.Context, query func() error) error {
-	err := query()
-	for range maxReads {
-		if err == nil || ctx.Err() != nil || !retryable(err) {
-			break
-		}
-		err = query()
-	}
-	return err
-}
-
-// refusal is a state of the database that only a person can fix: trying again
-// does not help.
-type refusal struct{ msg string }
-
-func (r *refusal) Error() string { return r.msg }
-
-func refuse(format string, args ...any) error { return &refusal{fmt.Sprintf(format, args...)} }
-
-// queryer is a *sql.DB, *sql.Conn or *sql.Tx.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-// forget removes the row of a visitor and returns its visits; 0: there was none.
-// Totals and days keep them, and how many visitors they have without a row. Like
-// a batch it locks the visitor, then the days, then the totals.
-func (s *store) forget(ctx context.Context, id visitor.ID) (visits int64, err error) {
-	err = repeat(ctx, func() error {
-		return s.reads.QueryRowContext(ctx, `
-			WITH gone AS (
-				DELETE FROM visitors
-				WHERE id = $1::bytea
-				RETURNING visits, first_seen, last_seen, seen_day_before
-			), of_days AS (
-				UPDATE days SET
-					forgotten     = forgotten + (day = last_seen OR day = last_seen - 1 AND seen_day_before)::int,
-					forgotten_new = forgotten_new + COALESCE(day = first_seen, false)::int
-				FROM gone
-				WHERE day IN (first_seen, last_seen, last_seen - 1)
-				RETURNING day
-			)
-			UPDATE totals SET
-				forgotten_visits   = forgotten_visits + gone.visits,
-				forgotten_visitors = forgotten_visitors + 1
-			FROM gone, (SELECT count(*) FROM of_days) AS after_days
-			RETURNING gone.visits`, id[:]).Scan(&visits)
-	})
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("forget a visitor: %w", err)
-	}
-	return visits, nil
-}
-
-// recorded keeps the result of a check for the page.
-func (s *store) recorded(ctx context.Context, kind string, agreed bool) error {
-	err := repeat(ctx, func() error {
-		_, err := s.reads.ExecContext(ctx, `
-			INSERT INTO evidence (kind, agreed)
-			VALUES ($1::text, $2::boolean)
-			ON CONFLICT (kind) DO UPDATE SET agreed = excluded.agreed, checked_at = now()`, kind, agreed)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("record the %s: %w", kind, err)
-	}
-	return nil
-}
+var errNoCount = postgres.Refuse("this database holds no count yet, or an older program's: run footfall migrate, or look at the database's name in DATABASE_URL")

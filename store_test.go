@@ -107,7 +107,7 @@ func TestVisitorKey(t *testing.T) {
 		s := openTestStore(t, newDatabase(t))
 		first, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
-		assert.Equal(t, int64(2*minVisitorKey), queryInt(t, s.reads, `SELECT length(value) FROM settings WHERE name = $1`, settingKey))
+		assert.Equal(t, int64(2*visitor.MinKey), queryInt(t, s.reads, `SELECT length(value) FROM settings WHERE name = $1`, settingKey))
 		again, err := prepareWith(t, s, nil)
 		require.NoError(t, err)
 		assert.Equal(t, first, again)
@@ -519,7 +519,11 @@ func cancelWaits(t *testing.T, waits int64) {
 	log, lines := newLog(t)
 	lines.drop()
 	r := newRecorder(p, log, newMetrics())
-	t.Cleanup(func() { r.close(context.WithoutCancel(t.Context())) }) // in vain: its server is gone
+	t.Cleanup(func() { // in vain: its server is gone, or waits for ever
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), visitTimeout)
+		defer cancel()
+		r.close(ctx)
+	})
 	l := newLedger()
 	stop := crowd(r, l)
 

@@ -119,7 +119,11 @@ func (e edit) find(source string, replaced map[string]string) (path string, cont
 	if err != nil {
 		return "", nil, err
 	}
-	for _, p := range paths {
+	inside, err := filepath.Glob(filepath.Join(source, "internal/*/*.go"))
+	if err != nil {
+		return "", nil, err
+	}
+	for _, p := range append(paths, inside...) {
 		if strings.HasSuffix(p, "_test.go") {
 			continue
 		}

@@ -62,14 +62,19 @@ func overlay(t *testing.T, path, content string) (list string) {
 func TestMutantsGo(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(programDir, "*.go"))
 	require.NoError(t, err)
+	rooms, err := filepath.Glob(filepath.Join(programDir, "internal/*/*.go"))
+	require.NoError(t, err)
 	for name, g := range gremlins {
 		t.Run(name, func(t *testing.T) {
 			result := filepath.Join(t.TempDir(), "gremlins.json")
-			args := []string{"run", tool, "unleash", "--workers", "2", "--timeout-coefficient", "2", "--invert-logical", "--output", result, "--exclude-files", "/"}
-			for _, f := range files {
-				if base := filepath.Base(f); base != name {
-					args = append(args, "--exclude-files", "^"+regexp.QuoteMeta(base)+"$")
+			args := []string{"run", tool, "unleash", "--workers", "2", "--timeout-coefficient", "2", "--invert-logical", "--output", result, "--exclude-files", "^(bench|delivery|e2e|proof)/"}
+			for _, f := range slices.Concat(files, rooms) {
+				if path, _ := filepath.Rel(programDir, f); path != name {
+					args = append(args, "--exclude-files", "^"+regexp.QuoteMeta(path)+"$")
 				}
+			}
+			if strings.Contains(name, "/") { // its tests are in the root as well
+				args = append(args, "--integration", "--coverpkg", "./...")
 			}
 			cmd := inProgram(args...)
 			cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -count=1 -vet=off -run=^Test("+g.tests+")")

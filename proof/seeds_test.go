@@ -24,7 +24,7 @@ var seeds = map[string]struct {
 		faults: []string{lostAnswer},
 	},
 	"a batch that is sent again has another writer": {
-		edits:  []edit{{"case retryable(err) && ctx.Err() == nil: // try again\n", "case retryable(err) && ctx.Err() == nil: // try again\n\t\t\tr.writer = 0\n"}},
+		edits:  []edit{{"case postgres.Retryable(err) && ctx.Err() == nil: // try again\n", "case postgres.Retryable(err) && ctx.Err() == nil: // try again\n\t\t\tr.writer = 0\n"}},
 		faults: []string{lostAnswer},
 	},
 	"the number of a given-up batch is used again": {
@@ -32,8 +32,8 @@ var seeds = map[string]struct {
 		faults: []string{swallowed},
 	},
 	"a batch that may be committed is called not counted": {
-		edits: []edit{{"\"err\", explainConnect(cause))\n\t\t\treturn err\n",
-			"\"err\", explainConnect(cause))\n\t\t\treturn fmt.Errorf(\"%w: %w\", errNotCounted, err)\n"}},
+		edits: []edit{{"\"err\", postgres.Explain(cause))\n\t\t\treturn err\n",
+			"\"err\", postgres.Explain(cause))\n\t\t\treturn fmt.Errorf(\"%w: %w\", errNotCounted, err)\n"}},
 		faults: []string{swallowed},
 	},
 	"a batch is sent again although the row is gone": {

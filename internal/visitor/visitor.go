@@ -20,6 +20,10 @@ type ID [16]byte
 // Hasher turns addresses into visitors.
 type Hasher struct{ key []byte }
 
+// MinKey is the least length of a key in bytes: as long as the
+// hash's output, below which HMAC gets weaker (RFC 2104, section 3).
+const MinKey = 32
+
 // NewHasher returns the hasher with this visitor key.
 func NewHasher(key []byte) Hasher { return Hasher{key} }
 
@@ -206,6 +210,10 @@ const (
 	Ignored   Result = "ignored"    // from a network whose visits are not counted
 	NoAddress Result = "no_address" // the proxy did not say who the client is
 	Prefetch  Result = "prefetch"   // the browser asks ahead: if the person comes, it must ask again
+
+	// Of a visit that would count:
+	Unavailable Result = "unavailable" // not counted: the database could not be asked
+	Unconfirmed Result = "unconfirmed" // counted or not: the database did not answer in time
 )
 
 // resultOf returns why a request for the page does not count, whoever sent it,

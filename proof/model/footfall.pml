@@ -234,7 +234,7 @@ again:	   atomic {
 		:: timeout -> leave(); sent = true; goto retry                    /* nothing will come */
 		fi;
 retry:		if
-		/* The same number again: recorder.go: `case retryable(err) && ctx.Err() == nil: // try again`. */
+		/* The same number again: recorder.go: `case postgres.Retryable(err) && ctx.Err() == nil: // try again`. */
 		:: tries < TRIES ->
 #ifdef NEW_WRITER
 			writer = 0;

@@ -1,6 +1,6 @@
-// Package connect connects to PostgreSQL: to one of several hosts, of which some may
-// be dead, and to one that is far away.
-package connect
+// Package postgres connects to PostgreSQL, to one of several hosts of which some may
+// be dead or to one that is far away, and says what its errors mean.
+package postgres
 
 import (
 	"context"
