@@ -60,28 +60,22 @@ type applied struct {
 
 // loadMigrations returns the migrations in a directory sql, in order. A test looks
 // after the embedded ones: NNNN_what_it_does.sql, numbered from 1 without gaps.
-func loadMigrations(fsys fs.FS) (ms []migration, err error) {
-	names, err := fs.Glob(fsys, "sql/*.sql") // sorted, so by number
+func loadMigrations(fsys fs.FS) (ms []migration) {
+	names, _ := fs.Glob(fsys, "sql/*.sql") // sorted, so by number; the pattern is right
 	for i, name := range names {
-		var text []byte
-		if text, err = fs.ReadFile(fsys, name); err != nil {
-			break
+		text, err := fs.ReadFile(fsys, name)
+		if err != nil {
+			panic(err) // it is in the program
 		}
 		text = bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n")) // a checkout's line ends are not the file's
 		sum := sha256.Sum256(text)
 		ms = append(ms, migration{version: i + 1, name: path.Base(name), checksum: hex.EncodeToString(sum[:]), sql: string(text)})
 	}
-	return ms, err
+	return ms
 }
 
 // ourMigrations are the embedded ones.
-var ourMigrations = sync.OnceValue(func() []migration {
-	ms, err := loadMigrations(embedded)
-	if err != nil {
-		panic(err) // they are in the program
-	}
-	return ms
-})
+var ourMigrations = sync.OnceValue(func() []migration { return loadMigrations(embedded) })
 
 // migrate applies all pending migrations in tx, which holds the migration lock:
 // processes started together wait for one another, and a failing file leaves

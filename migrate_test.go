@@ -31,12 +31,7 @@ func files(pairs ...string) fs.FS {
 }
 
 // migrations loads them.
-func migrations(t testing.TB, pairs ...string) []migration {
-	t.Helper()
-	ms, err := loadMigrations(files(pairs...))
-	require.NoError(t, err)
-	return ms
-}
+func migrations(pairs ...string) []migration { return loadMigrations(files(pairs...)) }
 
 // tryMigrations applies pending migrations and returns the files that ran.
 func tryMigrations(t testing.TB, db *sql.DB, ms ...migration) (ran []string, err error) {
@@ -80,14 +75,14 @@ func TestOurMigrations(t *testing.T) {
 // A checkout with other line ends is the same program.
 func TestLineEndsOfMigrations(t *testing.T) {
 	t.Parallel()
-	assert.Equal(t, migrations(t, "0001_a.sql", "SELECT 1;\nSELECT 2;\n"), migrations(t, "0001_a.sql", "SELECT 1;\r\nSELECT 2;\r\n"))
+	assert.Equal(t, migrations("0001_a.sql", "SELECT 1;\nSELECT 2;\n"), migrations("0001_a.sql", "SELECT 1;\r\nSELECT 2;\r\n"))
 }
 
 // Twelve processes that start together apply each file once, and none fails.
 func TestMigrateTwelveAtOnce(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t)
-	ms := migrations(t,
+	ms := migrations(
 		"0001_a.sql", "CREATE TABLE a (n bigint); INSERT INTO a VALUES (1)",
 		"0002_b.sql", "ALTER TABLE a ADD COLUMN m bigint; INSERT INTO a VALUES (2, 2)")
 	const starts = 12
@@ -113,8 +108,8 @@ func TestMigrateTwelveAtOnce(t *testing.T) {
 func TestMigrateOnlyWhatIsPending(t *testing.T) {
 	t.Parallel()
 	db := openTestStore(t, newDatabase(t)).reads
-	one := migrations(t, "0001_a.sql", "CREATE TABLE a ()")
-	two := migrations(t, "0001_a.sql", "CREATE TABLE a ()", "0002_b.sql", "CREATE TABLE b ()")
+	one := migrations("0001_a.sql", "CREATE TABLE a ()")
+	two := migrations("0001_a.sql", "CREATE TABLE a ()", "0002_b.sql", "CREATE TABLE b ()")
 	for _, tt := range []struct {
 		ms  []migration
 		ran []string
@@ -139,15 +134,15 @@ func TestMigrateOnlyWhatIsPending(t *testing.T) {
 
 func TestMigrateRefuses(t *testing.T) {
 	t.Parallel()
-	ms := migrations(t, "0001_a.sql", "CREATE TABLE a ()", "0002_b.sql", "CREATE TABLE b ()")
+	ms := migrations("0001_a.sql", "CREATE TABLE a ()", "0002_b.sql", "CREATE TABLE b ()")
 	tests := map[string]struct {
 		before  string // what happens to the migrated database
 		ms      []migration
 		wantErr string
 	}{
-		"changed file": {"", migrations(t, "0001_a.sql", "CREATE TABLE a (n bigint)", "0002_b.sql", "CREATE TABLE b ()", "0003_c.sql", "CREATE TABLE c ()"),
+		"changed file": {"", migrations("0001_a.sql", "CREATE TABLE a (n bigint)", "0002_b.sql", "CREATE TABLE b ()", "0003_c.sql", "CREATE TABLE c ()"),
 			"0001_a.sql was changed after it was applied on "},
-		"changed file in a newer database": {"", migrations(t, "0001_a.sql", "CREATE TABLE a (n bigint)"),
+		"changed file in a newer database": {"", migrations("0001_a.sql", "CREATE TABLE a (n bigint)"),
 			"0001_a.sql was changed after it was applied on "},
 		"lost row": {"DELETE FROM schema_migrations WHERE version = 1", ms,
 			"schema_migrations lacks version 1: restore the row or the database"},
@@ -173,7 +168,7 @@ func TestMigrateRefuses(t *testing.T) {
 func TestMigrateFailingFileLeavesNothing(t *testing.T) {
 	t.Parallel()
 	db := openTestStore(t, newDatabase(t)).reads
-	_, err := tryMigrations(t, db, migrations(t,
+	_, err := tryMigrations(t, db, migrations(
 		"0001_a.sql", "CREATE TABLE a ()",
 		"0002_b.sql", "CREATE TABLE b ();\nSELECT 1/0")...)
 	require.ErrorContains(t, err, "0002_b.sql: ERROR: division by zero")
@@ -181,7 +176,7 @@ func TestMigrateFailingFileLeavesNothing(t *testing.T) {
 	assert.False(t, tableExists(t, db, "b"))
 	assert.False(t, tableExists(t, db, "schema_migrations"))
 	assert.Zero(t, queryInt(t, db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`))
-	ran, err := tryMigrations(t, db, migrations(t, "0001_a.sql", "CREATE TABLE a ()")...)
+	ran, err := tryMigrations(t, db, migrations("0001_a.sql", "CREATE TABLE a ()")...)
 	require.NoError(t, err)
 	assert.Len(t, ran, 1)
 }
