@@ -64,7 +64,8 @@ def status(arguments):
         r["red"] = [what for what, red in {
             "not ready": not r["ready"], "hosts differ in version": len(versions) > 1, "hosts count in different databases": len(databases) > 1, "switch not confirmed": not r["confirmed"],
             "certificate": r["certificate_days"] is not None and r["certificate_days"] < RED_DAYS, "disk": r["disk_percent"] > RED_PERCENT,
-            "backup": since("backup") > RED_BACKUP, "drill": since("drill") > RED_DRILL}.items() if red]
+            "backup": since("backup") > RED_BACKUP, "drill": since("drill") > RED_DRILL,
+            "the managed database has no standby": r.get("standby") == 0}.items() if red]
     if "--json" in arguments:
         print(json.dumps(rows, indent=2))
     else:
@@ -81,6 +82,8 @@ def status(arguments):
         for row in table:
             print("  ".join(str(cell).ljust(w) for cell, w in zip(row, wide)).rstrip())
         print("lock:", "unknown" if "error" in rows[0] else rows[0]["lock"] or "free")  # the first host has it
+        if rows[0].get("standby") is not None:
+            print(f"a lost host: the count is in {1 + rows[0]['standby']} zones; {rows[0]['host']} still has the edge, the lock, the audit log and the monitoring")
     return any(r["red"] for r in rows)
 
 

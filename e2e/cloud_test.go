@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -142,12 +143,13 @@ func (c *cloud) letIn() (map[string]string, error) {
 	return rules, err
 }
 
-// startAmazon answers for checkip.amazonaws.com, which the controller asks, and for truststore.pki.rds.amazonaws.com, which
-// the hosts ask, by TLS.
+// startAmazon answers for checkip.amazonaws.com, which the controller asks, and for what the hosts ask: the managed
+// database's certificates, and the APIs that say how it is; by TLS.
 func (c *cloud) startAmazon(t *testing.T) {
 	t.Helper()
 	const checkip, truststore = "checkip.amazonaws.com", "truststore.pki.rds.amazonaws.com"
-	certificate, authority := selfSigned(t, checkip, truststore)
+	apis := []string{"rds." + region + ".amazonaws.com", "monitoring." + region + ".amazonaws.com"}
+	certificate, authority := selfSigned(t, append(apis, checkip, truststore)...)
 	c.truth = authority
 	file := filepath.Join(shared(), "amazon.pem")
 	require.NoError(t, os.WriteFile(file, authority, 0o600))
@@ -158,6 +160,11 @@ func (c *cloud) startAmazon(t *testing.T) {
 	mux.HandleFunc(truststore+"/"+region+"/"+region+"-bundle.pem", func(w http.ResponseWriter, r *http.Request) {
 		http.ServeFile(w, r, filepath.Join(c.pair.dir, "crt"))
 	})
+	emulator, err := url.Parse(c.reach)
+	require.NoError(t, err)
+	for _, api := range apis {
+		mux.Handle(api+"/", httputil.NewSingleHostReverseProxy(emulator))
+	}
 	server := &http.Server{Handler: mux}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })

@@ -90,6 +90,8 @@ def parameter_groups(self, asked, original=RDSBackend.describe_db_parameter_grou
     return found
 
 
+# With a standby it says in which zone that is.
+DBInstance.secondary_availability_zone = property(lambda self: self.region + "b" if self.multi_az else None)
 DBInstance.__init__, DBParameterGroup.__init__, RDSBackend.describe_db_parameter_groups = instance, parameters, parameter_groups
 
 

@@ -135,7 +135,7 @@ func TestMonitoring(t *testing.T) {
 	})
 
 	t.Run("the metrics exist", func(t *testing.T) {
-		exposed := read(repoDir(), "metrics.go") + read(repoDir(), "resources.go") + read(repoDir(), "ansible", "roles", "postgres", "files", "footfall-db")
+		exposed := read(repoDir(), "metrics.go") + read(repoDir(), "resources.go") + read(repoDir(), "ansible", "roles", "postgres", "files", "footfall-db") + read(repoDir(), "ansible", "roles", "rds", "files", "footfall-rds")
 		used := regexp.MustCompile(`\bfootfall_\w+`).FindAllString(rules+tests+read(role, "files", "dashboard.json"), -1)
 		for _, metric := range used {
 			metric = strings.TrimSuffix(metric, "_bucket") // of a histogram

@@ -167,6 +167,8 @@ func (r request) needs() ([]need, error) {
 		return []need{{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + "::parameter" + what.Name}}}}, nil
 	case r.Service == "rds":
 		return rdsNeeds(form), nil
+	case r.Service == "monitoring":
+		return []need{{"cloudwatch:" + action, anything}}, nil
 	case r.Service == "s3":
 		action, err := r.s3Action()
 		keys := map[string]string{"aws:ResourceAccount": account}
@@ -482,6 +484,9 @@ func TestPolicies(t *testing.T) {
 			}
 		}
 		assert.False(t, least.allows(s3("GetObject", "another/x")))
+		assert.True(t, least.allows(rds("DescribeDBInstances", "db", "footfall")))
+		assert.True(t, least.allows(need{"cloudwatch:GetMetricStatistics", []target{{arn: "*"}}}))
+		assert.False(t, least.allows(rds("ModifyDBInstance", "db", "footfall")))
 	})
 
 	t.Run("GitHub", func(t *testing.T) {

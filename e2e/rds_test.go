@@ -25,7 +25,9 @@ const zonesID = "AKIAFOOTFALLE2EZONES0000"
 func TestRDS(t *testing.T) {
 	c := startCloud(t)
 	c.names = startResolver(t, c.network)
-	c.names.point("truststore.pki.rds.amazonaws.com", c.network.addr(1))
+	for _, name := range []string{"truststore.pki.rds", "rds." + region, "monitoring." + region} {
+		c.names.point(name+".amazonaws.com", c.network.addr(1))
+	}
 	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
 	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)), "-e", "requests_per_second=100000",
 		"-e", "backup_s3_endpoint=" + c.bucket.endpoint, "-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "monitoring=false"}
@@ -107,13 +109,36 @@ func TestRDS(t *testing.T) {
 		assert.Equal(t, "footfall", onRDS())
 		s.balance(t, "the move to the managed database killed, and run again", before, r, 0, time.Since(begin))
 		assert.Contains(t, s.edge().must(t, "cat /etc/footfall/app/database_url"), c.databases(t)[0].Address+":5432/footfall?sslmode=verify-full")
-		assert.Equal(t, "inactive", s.edge().must(t, "systemctl is-active postgresql@17-footfall footfall-backup.timer footfall-drill.timer | uniq"))
+		assert.Equal(t, "inactive", s.edge().must(t, "systemctl is-active postgresql@17-footfall footfall-{backup,drill,recount}.timer | uniq"))
 		assert.Equal(t, database{ID: "footfall", Class: "db.t4g.small", Engine: "17.6", Status: "available", MultiAZ: true, Encrypted: true,
 			Protected: true, Retention: 28, CA: "rds-ca-rsa2048-g1", Storage: 20, Address: c.databases(t)[0].Address}, c.databases(t)[0])
 	})
 	ok = ok && t.Run("again", func(t *testing.T) {
 		p := run(t, "site.yml", "-e", "database=rds")
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
+	})
+	ok = ok && t.Run("how it is", func(t *testing.T) {
+		look := func(want string) {
+			t.Helper()
+			s.edge().must(t, "systemctl start footfall-rds.service")
+			assert.Equal(t, want, s.edge().must(t, "sed -n 's/^footfall_rds_//p' /var/lib/prometheus/node-exporter/footfall-rds.prom | sed 's/^connections .*/connections/'"))
+		}
+		const sizes = "storage_bytes 21474836480\nstorage_free_bytes %s\nconnections\nconnections_limit 100"
+		s.edge().must(t, "rm -f /var/lib/footfall/recounted")
+		look(fmt.Sprintf("standby 1\n"+sizes, "NaN"))
+		assert.Contains(t, s.edge().must(t, "cat /var/lib/footfall/recounted"), "agrees")
+		assert.Equal(t, "active", s.edge().must(t, "systemctl is-active footfall-rds.timer"))
+		_, err := c.post("monitoring", "application/x-www-form-urlencoded", "", url.Values{"Action": {"PutMetricData"}, "Version": {"2010-08-01"}, "Namespace": {"AWS/RDS"},
+			"MetricData.member.1.MetricName": {"FreeStorageSpace"}, "MetricData.member.1.Value": {"1500000000"}, "MetricData.member.1.Dimensions.member.1.Name": {"DBInstanceIdentifier"},
+			"MetricData.member.1.Dimensions.member.1.Value": {"footfall"}}.Encode(), "/")
+		require.NoError(t, err)
+		require.NoError(t, c.rds("ModifyDBInstance", url.Values{"DBInstanceIdentifier": {"footfall"}, "MultiAZ": {"false"}}, nil))
+		look(fmt.Sprintf("standby 0\n"+sizes, "1500000000.0"))
+		out, err := c.inController(t, zonesID, "../delivery/fleet.py status")
+		assert.ErrorContains(t, err, "exit status 1")
+		assert.Contains(t, out, "the managed database has no standby")
+		assert.Contains(t, out, "the count is in 1 zones")
+		readPolicy(t, "files/watch-policy.json").isLeastBeside(t, readPolicy(t, "templates/host-policy.json"), needed(t, hostID))
 	})
 	ok = ok && t.Run("the writer fails", func(t *testing.T) {
 		before := s.totals(t)
@@ -149,6 +174,7 @@ func TestRDS(t *testing.T) {
 		moved(t, "from the first host to the managed database", "rds")
 		assert.Equal(t, "footfall footfall_moved", onRDS())
 		assert.True(t, c.databases(t)[0].Protected)
+		assert.True(t, c.databases(t)[0].MultiAZ)
 		assert.Equal(t, 30, c.databases(t)[0].Storage, "storage that grew by itself stays")
 	})
 	ok = ok && t.Run("the first host is lost", func(t *testing.T) {
