@@ -90,6 +90,14 @@ def parameter_groups(self, asked, original=RDSBackend.describe_db_parameter_grou
     return found
 
 
+# What is restored to a moment has its standby and its protection from the request, not from its source.
+def restored(self, source, target, overrides, original=RDSBackend.restore_db_instance_to_point_in_time):
+    database = original(self, source, target, overrides)
+    database.deletion_protection, database.multi_az = overrides.get("deletion_protection", False), overrides.get("multi_az", False)
+    return database
+
+
+RDSBackend.restore_db_instance_to_point_in_time = restored
 # With a standby it says in which zone that is.
 DBInstance.secondary_availability_zone = property(lambda self: self.region + "b" if self.multi_az else None)
 DBInstance.__init__, DBParameterGroup.__init__, RDSBackend.describe_db_parameter_groups = instance, parameters, parameter_groups

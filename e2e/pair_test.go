@@ -24,15 +24,16 @@ type pair struct {
 	network    network
 	name       string
 	dir        string // certificate and key, the same in the containers
-	containers [2]string
+	containers []string
+	first      int // number of the first one's address
 	writer     int
 }
 
 // startPair starts both with the password of the administrator.
 func startPair(t *testing.T, n network, name, password string, first int) *pair {
 	t.Helper()
-	p := &pair{network: n, name: name, dir: filepath.Join(shared(), name)}
-	certificate, authority := selfSigned(t, name)
+	p := &pair{network: n, name: name, dir: filepath.Join(shared(), name), first: first}
+	certificate, authority := selfSigned(t, name, strings.Replace(name, "footfall.", "footfall-restored.", 1))
 	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
 	require.NoError(t, err)
 	require.NoError(t, os.MkdirAll(p.dir, 0o755))
@@ -40,23 +41,12 @@ func startPair(t *testing.T, n network, name, password string, first int) *pair 
 		require.NoError(t, os.WriteFile(filepath.Join(p.dir, file), text, 0o600))
 		require.NoError(t, os.Chown(filepath.Join(p.dir, file), 999, 999)) // the image's account postgres
 	}
-	tls := " -c ssl=on -c ssl_cert_file=" + p.dir + "/crt -c ssl_key_file=" + p.dir + "/key"
-	for i, command := range []string{
-		"exec docker-entrypoint.sh postgres" + tls,
-		"until PGPASSWORD=rdsadmin pg_basebackup --host=" + p.addr(n, first) + " --username=rdsadmin --pgdata=$PGDATA --write-recovery-conf; do sleep 1; done; exec docker-entrypoint.sh postgres" + tls,
-	} {
-		p.containers[i] = fmt.Sprintf("footfall-e2e-%s-rds-%d", pid, first+i)
-		_, err = docker("run", "--detach", "--name", p.containers[i], "--label", label+"="+pid, "--network", n.name, "--ip", p.addr(n, first+i),
-			"--volume", p.dir+":"+p.dir+":ro", "--env", "POSTGRES_USER=rdsadmin", "--env", "POSTGRES_PASSWORD=rdsadmin", "--env", "POSTGRES_DB=postgres",
-			"--user", "postgres", "--entrypoint", "bash", "postgres:17", "-c", command)
-		require.NoError(t, err)
-		if i == 0 {
-			p.await(t, 0, "SELECT")
-			_, err = docker("exec", p.containers[0], "sh", "-ec", "echo 'host replication all all scram-sha-256' >> $PGDATA/pg_hba.conf; sed -i 's/^host all all all/hostssl all all all/' $PGDATA/pg_hba.conf; pg_ctl reload --silent")
-			require.NoError(t, err)
-			p.sql(t, 0, "CREATE ROLE postgres LOGIN CREATEDB CREATEROLE PASSWORD '"+password+"'; GRANT pg_monitor TO postgres")
-		}
-	}
+	p.start(t, "")
+	p.await(t, 0, "SELECT")
+	_, err = docker("exec", p.containers[0], "sh", "-ec", "echo 'host replication all all scram-sha-256' >> $PGDATA/pg_hba.conf; sed -i 's/^host all all all/hostssl all all all/' $PGDATA/pg_hba.conf; pg_ctl reload --silent")
+	require.NoError(t, err)
+	p.sql(t, 0, "CREATE ROLE postgres LOGIN CREATEDB CREATEROLE PASSWORD '"+password+"'; GRANT pg_monitor TO postgres")
+	p.copy(t, "--write-recovery-conf")
 	p.await(t, 1, "SELECT")
 	p.sql(t, 0, "ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf()")
 	eventually(t, 30*time.Second, "the standby is synchronous", func() error {
@@ -66,6 +56,24 @@ func startPair(t *testing.T, n network, name, password string, first int) *pair 
 		return nil
 	})
 	return p
+}
+
+// copy starts a further one from the writer's data as they are now.
+func (p *pair) copy(t *testing.T, options string) {
+	t.Helper()
+	p.start(t, "until PGPASSWORD=rdsadmin pg_basebackup --host="+p.addr(p.network, p.first+p.writer)+" --username=rdsadmin --checkpoint=fast --pgdata=$PGDATA "+options+"; do sleep 1; done; ")
+	p.await(t, len(p.containers)-1, "SELECT")
+}
+
+func (p *pair) start(t *testing.T, before string) {
+	t.Helper()
+	i := len(p.containers)
+	p.containers = append(p.containers, fmt.Sprintf("footfall-e2e-%s-rds-%d", pid, p.first+i))
+	_, err := docker("run", "--detach", "--name", p.containers[i], "--label", label+"="+pid, "--network", p.network.name, "--ip", p.addr(p.network, p.first+i),
+		"--volume", p.dir+":"+p.dir+":ro", "--env", "POSTGRES_USER=rdsadmin", "--env", "POSTGRES_PASSWORD=rdsadmin", "--env", "POSTGRES_DB=postgres",
+		"--user", "postgres", "--entrypoint", "bash", "postgres:17", "-c",
+		before+"exec docker-entrypoint.sh postgres -c ssl=on -c ssl_cert_file="+p.dir+"/crt -c ssl_key_file="+p.dir+"/key")
+	require.NoError(t, err)
 }
 
 func (p *pair) addr(n network, i int) string {

@@ -155,6 +155,32 @@ func TestRDS(t *testing.T) {
 		r := l.finish()
 		s.balance(t, "the managed database's writer killed, its name moved at once", before, r, 1, r.Away)
 	})
+	ok = ok && t.Run("restored to a moment", func(t *testing.T) {
+		c.pair.copy(t, "")
+		then := s.totals(t)
+		moment := time.Now().UTC().Format("2006-01-02 15:04:05+00")
+		for range 3 {
+			s.visit(t)
+		}
+		now := s.totals(t)
+		p := run(t, "restore.yml", "-e", "database=rds")
+		assert.Contains(t, p.Output, fmt.Sprintf("%d visits and %d visitors", then.Visits, then.Visitors))
+		require.Len(t, c.databases(t), 1)
+		assert.Equal(t, now, s.totals(t), "a drill changes nothing")
+
+		p = run(t, "restore.yml", "-e", "database=rds", "-e", "restore_into=live", "-e", "restore_to='"+moment+"'")
+		record("restore.yml, the managed database to a moment", 0, 0, p.Took, "Amazon's own time not included")
+		assert.Equal(t, then, s.totals(t))
+		require.Len(t, c.databases(t), 2)
+		assert.Equal(t, "footfall_replaced", onRDS(), "the old one counts for nobody")
+		c.pair.writer = 2
+		s.visit(t)
+		s.recount(t)
+		old := c.databases(t)[slices.IndexFunc(c.databases(t), func(d database) bool { return d.ID != "footfall" })].ID
+		require.NoError(t, c.rds("ModifyDBInstance", url.Values{"DBInstanceIdentifier": {old}, "DeletionProtection": {"false"}}, nil))
+		require.NoError(t, c.rds("DeleteDBInstance", url.Values{"DBInstanceIdentifier": {old}, "SkipFinalSnapshot": {"true"}}, nil))
+		assert.Zero(t, run(t, "site.yml", "-e", "database=rds", "--check").Failed)
+	})
 	ok = ok && t.Run("no empty count begins where it was", func(t *testing.T) {
 		out, err := s.edge().sh("footfall-db serve " + s.edge().ip)
 		assert.ErrorContains(t, err, "the count was moved to the managed database", out)
@@ -260,33 +286,35 @@ func (c *cloud) resolving() string {
 	return "echo nameserver " + c.network.addr(1) + " > /etc/resolv.conf\n"
 }
 
-// supply gives the managed database a PostgreSQL.
+// supply gives the managed database a PostgreSQL, and a restored one that of pair.copy: it answers where the API says, also
+// after it has taken the other's name.
 func (c *cloud) supply(t *testing.T) error {
-	if c.pair != nil {
-		return nil
+	var answer struct {
+		Addresses []string `xml:"DescribeDBInstancesResult>DBInstances>DBInstance>Endpoint>Address"`
 	}
-	address, err := c.databaseName()
-	if err != nil || address == "" {
+	if err := c.rds("DescribeDBInstances", nil, &answer); err != nil {
 		return err
 	}
-	master, err := c.parameter("/footfall/rds/master")
-	if err == nil {
-		p := startPair(t, c.network, address, master, 200)
-		c.names.point(address, p.addr(c.network, 200))
-		c.mu.Lock()
-		c.pair = p
-		c.mu.Unlock()
+	for _, address := range answer.Addresses {
+		id, domain, _ := strings.Cut(address, ".")
+		switch {
+		case c.pair == nil:
+			master, err := c.parameter("/footfall/rds/master")
+			if err != nil {
+				return err
+			}
+			p := startPair(t, c.network, address, master, 200)
+			c.names.point(address, p.addr(c.network, 200))
+			c.mu.Lock()
+			c.pair = p
+			c.mu.Unlock()
+		case id == "footfall-restored":
+			c.names.point(address, c.pair.addr(c.network, 202))
+		case strings.HasPrefix(id, "footfall-before-"):
+			c.names.point("footfall."+domain, c.pair.addr(c.network, 202))
+		}
 	}
-	return err
-}
-
-// databaseName is the managed database's, or "".
-func (c *cloud) databaseName() (string, error) {
-	var answer struct {
-		Address string `xml:"DescribeDBInstancesResult>DBInstances>DBInstance>Endpoint>Address"`
-	}
-	err := c.rds("DescribeDBInstances", nil, &answer)
-	return answer.Address, err
+	return nil
 }
 
 // password is one of the managed database's, from SSM.
