@@ -77,7 +77,7 @@ func TestRDS(t *testing.T) {
 	ok := t.Run("settings that will not do", func(t *testing.T) {
 		p := try(t, "site.yml", "-e", `{"database": "aurora", "rds_class": "t4g.small", "database_url": "postgres://db/x"}`)
 		assert.Error(t, p.Err)
-		for _, want := range []string{`database is "aurora"; set it to rds or host`, "needs hosts in EC2, and neither database_url nor aws_subnet", `rds_class is "t4g.small"`} {
+		for _, want := range []string{`database is "aurora"; it must be rds, host or empty`, "needs hosts in EC2, and neither database_url nor aws_subnet", `rds_class is "t4g.small"`} {
 			assert.Contains(t, strings.Join(strings.Fields(p.Output), " "), want)
 		}
 	})
