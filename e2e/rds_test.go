@@ -348,7 +348,8 @@ func rdsNeeds(form url.Values) []need {
 	add := func(kind, name string) {
 		own.targets = append(own.targets, target{arn: "arn:aws:rds:" + region + ":" + account + ":" + kind + ":" + name})
 	}
-	for _, p := range []struct{ name, kind string }{{"DBInstanceIdentifier", "db"}, {"DBParameterGroupName", "pg"}, {"DBSubnetGroupName", "subgrp"},
+	for _, p := range []struct{ name, kind string }{{"DBInstanceIdentifier", "db"}, {"NewDBInstanceIdentifier", "db"},
+		{"SourceDBInstanceIdentifier", "db"}, {"TargetDBInstanceIdentifier", "db"}, {"DBParameterGroupName", "pg"}, {"DBSubnetGroupName", "subgrp"},
 		{"DBSnapshotIdentifier", "snapshot"}} {
 		if name := form.Get(p.name); name != "" {
 			add(p.kind, name)
