@@ -83,7 +83,7 @@ def status(arguments):
             print("  ".join(str(cell).ljust(w) for cell, w in zip(row, wide)).rstrip())
         print("lock:", "unknown" if "error" in rows[0] else rows[0]["lock"] or "free")  # the first host has it
         if rows[0].get("standby") is not None:
-            print(f"a lost host: the count is in {1 + rows[0]['standby']} zones; {rows[0]['host']} still has the edge, the lock, the audit log and the monitoring")
+            print(f"a lost host: the count is in {'two zones' if rows[0]['standby'] else 'one zone'}; {rows[0]['host']} still has the edge, the lock, the audit log and the monitoring")
     return any(r["red"] for r in rows)
 
 

@@ -137,7 +137,9 @@ func TestRDS(t *testing.T) {
 		out, err := c.inController(t, zonesID, "../delivery/fleet.py status")
 		assert.ErrorContains(t, err, "exit status 1")
 		assert.Contains(t, out, "the managed database has no standby")
-		assert.Contains(t, out, "the count is in 1 zones")
+		assert.Contains(t, out, "the count is in one zone;")
+		_, err = s.edge().sh("footfall-release psql </dev/null")
+		assert.ErrorContains(t, err, "the database is not on this host")
 		readPolicy(t, "files/watch-policy.json").isLeastBeside(t, readPolicy(t, "templates/host-policy.json"), needed(t, hostID))
 	})
 	ok = ok && t.Run("the writer fails", func(t *testing.T) {
