@@ -431,6 +431,7 @@ func TestPolicies(t *testing.T) {
 		{"set up the bucket", s3("PutLifecycleConfiguration", fleetBucket), "provision"},
 		{"read another bucket's object", s3("GetObject", "another/x"), ""},
 		{"empty the bucket's versions", s3("DeleteObjectVersion", fleetBucket+"/x"), ""},
+		{"stop keeping versions", s3("PutBucketVersioning", fleetBucket), "provision"},
 		{"make the bucket", s3("CreateBucket", fleetBucket), "provision"},
 		{"set up another's bucket", s3("PutLifecycleConfiguration", "another"), ""},
 		{"set up a bucket of the same prefix", s3("PutLifecycleConfiguration", "footfall-archive"), ""},
@@ -484,6 +485,10 @@ func TestPolicies(t *testing.T) {
 			}
 		}
 		assert.False(t, least.allows(s3("GetObject", "another/x")))
+		for _, action := range []string{"DeleteObjectVersion", "PutBucketPolicy", "PutBucketVersioning", "PutLifecycleConfiguration"} {
+			assert.False(t, least.allows(s3(action, fleetBucket+"/x")), "a host that was broken into could remove old backups: %s", action)
+			assert.False(t, least.allows(s3(action, fleetBucket)), action)
+		}
 		assert.True(t, least.allows(rds("DescribeDBInstances", "db", "footfall")))
 		assert.True(t, least.allows(need{"cloudwatch:GetMetricStatistics", []target{{arn: "*"}}}))
 		assert.False(t, least.allows(rds("ModifyDBInstance", "db", "footfall")))

@@ -85,6 +85,9 @@ func TestRDS(t *testing.T) {
 		run(t, "site.yml")
 		s.visit(t)
 		assert.Empty(t, c.databases(t))
+		versioning, err := c.request(http.MethodGet, "s3", "", "", "", "/"+fleetBucket+"?versioning")
+		require.NoError(t, err)
+		assert.Contains(t, string(versioning), "<Status>Enabled</Status>", "no host can remove an old version of a backup")
 	})
 	ok = ok && t.Run("cut off", func(t *testing.T) {
 		before := s.totals(t)
