@@ -137,7 +137,7 @@ func migrations(root string) ([]string, error) {
 	var broken []string
 	for file := range strings.FieldsSeq(changed) {
 		broken = append(broken, fmt.Sprintf("%s was edited after %s released it: "+
-			"take it back with git checkout %[2]s -- %[1]s, and write what you want as a new file with the next number", file, release))
+			"take it back with git checkout %[2]s -- %[1]s, and write your change as a new file with the next number", file, release))
 	}
 	return broken, err
 }

@@ -47,7 +47,7 @@ func TestBrokenRules(t *testing.T) {
 		"collection that nobody installs": {"ansible/requirements.yml", "community.aws", "community.other",
 			"ansible/roles/fleet/tasks/bucket.yml uses community.aws, which ansible/requirements.yml does not name"},
 		"edited migration": {migration, "text", "bytea", "sql/0001_first.sql was edited after v1.2.3 released it: " +
-			"take it back with git checkout v1.2.3 -- sql/0001_first.sql, and write what you want as a new file with the next number"},
+			"take it back with git checkout v1.2.3 -- sql/0001_first.sql, and write your change as a new file with the next number"},
 		"missing target":    {ci, "make lint", "make tidy", "calls make tidy, which the Makefile does not have: name one of its targets or add this one"},
 		"target and more":   {ci, "make lint", "make lint && curl x", `runs something other than a target: write "run: make TARGET"`},
 		"block":             {ci, "run: make lint", "run: |\n          make lint", "runs something other than a target"},

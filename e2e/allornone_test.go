@@ -23,7 +23,7 @@ type deployFault struct {
 	step     string // of footfall-release
 	before   string // script that runs on the host before the step
 	after    string // script that runs on the host after the step
-	mend     string // script that puts the host right
+	fix      string // script that puts the host right
 	version  string // to deploy instead
 	kill     bool   // kill -9 the controller once the host holds still (see still)
 	second   bool   // a second deployment is tried once the host holds still
@@ -33,8 +33,8 @@ type deployFault struct {
 }
 
 const (
-	cutSSH  = "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP"
-	mendSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP"
+	cutSSH = "iptables -I INPUT -p tcp --dport 22 -j DROP; iptables -I OUTPUT -p tcp --sport 22 -j DROP"
+	fixSSH = "iptables -D INPUT -p tcp --dport 22 -j DROP; iptables -D OUTPUT -p tcp --sport 22 -j DROP"
 	// still makes the first call wait, until the file is removed; a later deployment's calls pass.
 	still = "if mkdir /run/e2e-still 2>/dev/null; then touch /run/e2e-held; while [ -e /run/e2e-held ]; do sleep 0.1; done; fi"
 	// fullState puts the directory of the deployment on a file system without a free block; the sockets stay where they are,
@@ -43,16 +43,16 @@ const (
 cd /var/lib/footfall; cp -a live.sock run version deployments.jsonl back.sock version.next /run/e2e-state/ 2>/dev/null
 for slot in blue green; do mkdir /run/e2e-state/$slot && mount --bind $slot /run/e2e-state/$slot; done
 mount --rbind /run/e2e-state /var/lib/footfall; dd if=/dev/zero of=/var/lib/footfall/fill bs=4k 2>/dev/null; true`
-	// mendState takes the file system away, all of it in one moment: visitors come meanwhile.
-	mendState = "umount -l /var/lib/footfall; umount -R /run/e2e-state; umount /run/e2e-disk"
-	// mendConfirmed first takes over what confirm and finish have renamed and removed.
-	mendConfirmed = "cd /run/e2e-state && cp -a version deployments.jsonl /run/e2e-disk/ && cp -a live.sock /run/e2e-disk/next.sock" +
-		" && cd /run/e2e-disk && mv -T next.sock live.sock && rm -f version.next back.sock && cd / && " + mendState
+	// fixState takes the file system away, all of it in one moment: visitors come meanwhile.
+	fixState = "umount -l /var/lib/footfall; umount -R /run/e2e-state; umount /run/e2e-disk"
+	// fixConfirmed first takes over what confirm and finish have renamed and removed.
+	fixConfirmed = "cd /run/e2e-state && cp -a version deployments.jsonl /run/e2e-disk/ && cp -a live.sock /run/e2e-disk/next.sock" +
+		" && cd /run/e2e-disk && mv -T next.sock live.sock && rm -f version.next back.sock && cd / && " + fixState
 	// fullDocker leaves Docker no block for what it unpacks, fullContainers none for a new container.
 	fullDocker     = "mount -t tmpfs -o size=64k tmpfs /var/lib/docker/tmp; dd if=/dev/zero of=/var/lib/docker/tmp/fill bs=4k 2>/dev/null; true"
-	mendDocker     = "umount -l /var/lib/docker/tmp"
+	fixDocker      = "umount -l /var/lib/docker/tmp"
 	fullContainers = "mount -t tmpfs -o size=4k tmpfs /var/lib/docker/containers; dd if=/dev/zero of=/var/lib/docker/containers/fill bs=4k 2>/dev/null; true"
-	mendContainers = "umount -l /var/lib/docker/containers"
+	fixContainers  = "umount -l /var/lib/docker/containers"
 )
 
 // testDeployFaults breaks a deployment at each step while clients ask on. Afterwards all hosts serve one version, no
@@ -71,22 +71,22 @@ func testDeployFaults(t *testing.T, s *service) {
 		{name: "image is nowhere", args: []string{"-e", "app_image=127.0.0.1:9/footfall", "-e", "app_image_archive="}, want: "footfall-release: docker pull --quiet 127.0.0.1:9/footfall:"},
 		{name: "migration fails", version: unmigratable, want: "division by zero"},
 		{name: "service is not ready on the second host", host: 1, step: "start", args: []string{"-e", "app_ready_timeout=5"}, want: "is not ready after 5 s",
-			before: "cp /etc/footfall/release /run/e2e-settings; echo 'service+=(--env LISTEN_ADDR=unix:/run/footfall/other.sock)' >> /etc/footfall/release", mend: "cp /run/e2e-settings /etc/footfall/release"},
-		{name: "disk of Docker is full at prepare", host: 1, step: "prepare", before: fullDocker, mend: mendDocker, want: "no space left on device"},
-		{name: "disk of Docker is full at start", host: 1, step: "start", before: fullContainers, mend: mendContainers, want: "no space left on device"},
-		{name: "disk is full at switch", host: 1, step: "switch", before: fullState, mend: mendState, want: "No space left on device"},
-		{name: "disk is full at confirm", host: 1, step: "confirm", before: fullState, mend: mendConfirmed, harmless: true},
+			before: "cp /etc/footfall/release /run/e2e-settings; echo 'service+=(--env LISTEN_ADDR=unix:/run/footfall/other.sock)' >> /etc/footfall/release", fix: "cp /run/e2e-settings /etc/footfall/release"},
+		{name: "disk of Docker is full at prepare", host: 1, step: "prepare", before: fullDocker, fix: fixDocker, want: "no space left on device"},
+		{name: "disk of Docker is full at start", host: 1, step: "start", before: fullContainers, fix: fixContainers, want: "no space left on device"},
+		{name: "disk is full at switch", host: 1, step: "switch", before: fullState, fix: fixState, want: "No space left on device"},
+		{name: "disk is full at confirm", host: 1, step: "confirm", before: fullState, fix: fixConfirmed, harmless: true},
 	}
 	for _, step := range []string{"prepare", "migrate", "start", "switch", "confirm"} {
 		faults = append(faults, deployFault{name: "second deployment at " + step, step: step, before: still, second: true, harmless: true})
 	}
 	for _, step := range []string{"prepare", "start", "switch", "confirm"} {
-		faults = append(faults, deployFault{name: "SSH of the second host cut before " + step, host: 1, step: step, before: cutSSH + "; exit 1", mend: mendSSH, want: unreachable})
+		faults = append(faults, deployFault{name: "SSH of the second host cut before " + step, host: 1, step: step, before: cutSSH + "; exit 1", fix: fixSSH, want: unreachable})
 	}
 	faults = append(faults,
-		deployFault{name: "SSH of the second host cut after switch", host: 1, step: "switch", after: cutSSH, mend: mendSSH, want: unreachable},
-		deployFault{name: "SSH of the first host cut before migrate", step: "migrate", before: cutSSH + "; exit 1", mend: mendSSH, want: "footfall-1: Task failed: "},
-		deployFault{name: "SSH of the first host cut after switch", step: "switch", after: cutSSH, mend: mendSSH, want: "footfall-1: Task failed: "})
+		deployFault{name: "SSH of the second host cut after switch", host: 1, step: "switch", after: cutSSH, fix: fixSSH, want: unreachable},
+		deployFault{name: "SSH of the first host cut before migrate", step: "migrate", before: cutSSH + "; exit 1", fix: fixSSH, want: "footfall-1: Task failed: "},
+		deployFault{name: "SSH of the first host cut after switch", step: "switch", after: cutSSH, fix: fixSSH, want: "footfall-1: Task failed: "})
 	for _, step := range []string{"prepare", "migrate", "start", "switch"} {
 		faults = append(faults, deployFault{name: "controller killed before " + step, step: step, before: still, kill: true})
 	}
@@ -141,8 +141,8 @@ exit $status
 END
 chmod 755 /usr/local/sbin/footfall-release`, f.step, cmp.Or(f.before, "true"), cmp.Or(f.after, "true")))
 		defer func() {
-			if f.mend != "" {
-				h.must(t, f.mend)
+			if f.fix != "" {
+				h.must(t, f.fix)
 			}
 			h.must(t, "cp -p /usr/local/sbin/footfall-release.real /run/e2e-release && mv /run/e2e-release /usr/local/sbin/footfall-release; rm -rf /run/e2e-still /run/e2e-held")
 		}()
@@ -239,13 +239,13 @@ func testThreeHosts(t *testing.T, s *service) {
 	assert.Equal(t, old, s.running(t))
 	l := startLoad(t, s.url("/"), 8, 40*time.Millisecond)
 
-	s.breakDeployment(t, deployFault{host: 2, step: "switch", before: cutSSH + "; exit 1", mend: mendSSH, want: "footfall-3: Task failed: "}, other)
+	s.breakDeployment(t, deployFault{host: 2, step: "switch", before: cutSSH + "; exit 1", fix: fixSSH, want: "footfall-3: Task failed: "}, other)
 	s.awaitOneVersion(t)
 	assert.Equal(t, old, s.running(t))
 
 	p := s.deploy(t, other, "--limit", "footfall-1,footfall-2,localhost")
 	assert.Error(t, p.Err)
-	assert.Contains(t, p.Output, "--limit is footfall-1,footfall-2,localhost, want none")
+	assert.Contains(t, p.Output, "--limit is footfall-1,footfall-2,localhost; run without it")
 	p = s.deploy(t, other, "-e", "without=footfall-1")
 	assert.Error(t, p.Err, "without the first host")
 	third.must(t, cutSSH)
@@ -257,7 +257,7 @@ func testThreeHosts(t *testing.T, s *service) {
 	s.deploy(t, other, "-e", "without=footfall-3").require(t)
 	assert.Equal(t, []string{other, other, s.version}, s.running(t))
 	assert.Contains(t, s.edge().must(t, "tail -n 1 /var/lib/footfall/deployments.jsonl"), `"to": "`+other+`", "without": ["footfall-3"], "result": "deployed"`)
-	third.must(t, mendSSH)
+	third.must(t, fixSSH)
 	s.play(t, "site.yml", "--tags", "app", "-e", "app_image_archive="+archive(t, appImage()+":"+other)).require(t)
 	assert.Equal(t, []string{other, other, other}, s.running(t))
 	s.deploy(t, s.version).require(t)

@@ -31,7 +31,7 @@ func (b *bucket) introduce(h *host) error {
 // A bucket is S3 by TLS, which pgBackRest insists on: moto's behind a proxy with a private authority. The hosts know
 // it as bucketHost.
 type bucket struct {
-	endpoint string // host:port, as pgBackRest wants it
+	endpoint string // host:port, as pgBackRest takes it
 	ca       []byte // PEM
 	line     string // for /etc/hosts
 	refusing atomic.Bool

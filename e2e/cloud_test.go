@@ -351,7 +351,7 @@ func (c *cloud) startMetadata(t *testing.T) {
 		})
 		switch {
 		case r.Header.Get("X-aws-ec2-metadata-token") != "token":
-			http.Error(w, "want a token", http.StatusUnauthorized)
+			http.Error(w, "a token must come with it", http.StatusUnauthorized)
 		case err != nil || !mine:
 			http.Error(w, "no role", http.StatusNotFound)
 		case r.PathValue("role") == "":

@@ -60,7 +60,7 @@ func readPolicy(t *testing.T, file string) policy {
 	require.LessOrEqual(t, len(strings.Join(strings.Fields(string(text)), "")), 6144)
 	ids := map[string]bool{}
 	for _, s := range document.Statement {
-		require.False(t, s.Sid != "" && ids[s.Sid], "%s has two statements %s: IAM wants each once", file, s.Sid)
+		require.False(t, s.Sid != "" && ids[s.Sid], "%s has two statements %s: IAM takes each once", file, s.Sid)
 		ids[s.Sid] = true
 		require.Equal(t, "Allow", s.Effect)
 		for operator := range s.Condition {

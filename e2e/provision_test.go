@@ -82,7 +82,7 @@ func TestProvision(t *testing.T) {
 		c.putParameter(t, "/e2e/foreign", foreignImage)
 		p := c.ansible(t, "site.yml", "--tags", "fleet", "-e", "ami_parameter=/e2e/foreign")
 		assert.Equal(t, 1, p.Failed)
-		assert.Contains(t, p.Output, "names "+foreignImage+", owner 999999999999, want "+debianOwner)
+		assert.Contains(t, p.Output, "names "+foreignImage+", whose owner is 999999999999; it must be "+debianOwner)
 		assert.Empty(t, c.instances(t))
 	})
 	ok = ok && t.Run("a zone that will not do", func(t *testing.T) {
@@ -203,7 +203,7 @@ func TestProvision(t *testing.T) {
 		for _, playbook := range []string{"site.yml", "deploy.yml"} {
 			p := c.ansible(t, playbook, "--limit", "footfall-2", "-e", "version="+s.version)
 			assert.Error(t, p.Err)
-			assert.Contains(t, p.Output, "--limit is footfall-2, want none: a run is for all hosts")
+			assert.Contains(t, p.Output, "--limit is footfall-2; run without it, on all hosts")
 			assert.Equal(t, []string{"footfall-2"}, slices.Collect(maps.Keys(p.Recap)))
 		}
 	})

@@ -145,7 +145,7 @@ func testTLS(t *testing.T, s *service) {
 	_, err = client(tls.VersionTLS13).Get("https://other.example.org/")
 	assert.ErrorContains(t, err, "unrecognized name")
 	_, err = client(tls.VersionTLS13).Get("http://other.example.org/")
-	assert.Error(t, err, "an answer under another name; want the connection closed")
+	assert.Error(t, err, "an answer under another name: the connection must be closed")
 
 	// Where the name leads to the host already, one run does it all.
 	s.edge().must(t, "systemctl stop footfall-certificate.timer; rm -r /etc/letsencrypt/live /etc/letsencrypt/archive /etc/letsencrypt/renewal")
