@@ -133,6 +133,7 @@ func screenshot(ctx context.Context, url string, args ...string) (image.Image, e
 	defer os.RemoveAll(dir)
 	shot := filepath.Join(dir, "shot.png")
 	out, err := exec.CommandContext(ctx, "chromium", append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+		"--user-agent=Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/140.0.0.0 Safari/537.36", // headless Chromium says that it is a program
 		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 		"--user-data-dir=" + filepath.Join(dir, "profile"), "--hide-scrollbars", "--force-prefers-reduced-motion", "--screenshot=" + shot, url}, args...)...).CombinedOutput()
 	if err != nil {

@@ -30,7 +30,7 @@ func makePage(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		const bottom = 1080 // below the link to the table
+		const bottom = 1130 // below the link to the table
 		part := image.NewRGBA(image.Rect(0, 0, full.Bounds().Dx(), bottom))
 		draw.Draw(part, part.Bounds(), full, image.Point{}, draw.Src)
 		picture, err := encode(fewColors(part))
