@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"regexp"
 	"syscall"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
 // makePage makes the README's pictures of the page: ./footfall serves it from a
@@ -30,7 +32,7 @@ func makePage(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		const bottom = 1130 // below the link to the table
+		const bottom = 1090 // below the link to the table
 		part := image.NewRGBA(image.Rect(0, 0, full.Bounds().Dx(), bottom))
 		draw.Draw(part, part.Bounds(), full, image.Point{}, draw.Src)
 		picture, err := encode(fewColors(part))
@@ -45,7 +47,7 @@ func makePage(ctx context.Context) (err error) {
 }
 
 // serveExample starts ./footfall on a private database of thirty days.
-func serveExample(ctx context.Context) (url string, stop func() error, err error) {
+func serveExample(ctx context.Context) (url string, _ func() error, err error) {
 	dir, err := os.MkdirTemp("", "picture")
 	if err != nil {
 		return "", nil, err
@@ -54,20 +56,12 @@ func serveExample(ctx context.Context) (url string, stop func() error, err error
 	if err != nil {
 		return "", nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	stop = func() error { return errors.Join(cluster.Stop(), os.RemoveAll(dir)) }
+	stop := func() error { return errors.Join(cluster.Stop(), os.RemoveAll(dir)) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, stop())
 		}
 	}()
-	db, err := sql.Open("pgx", cluster.URL("postgres"))
-	if err != nil {
-		return "", nil, err
-	}
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, `CREATE DATABASE footfall`); err != nil {
-		return "", nil, err
-	}
 	program := exec.CommandContext(ctx, "./footfall")
 	program.Cancel = func() error { return program.Process.Signal(syscall.SIGTERM) }
 	program.Env = append(os.Environ(), "DATABASE_URL="+cluster.URL("footfall"), "LISTEN_ADDR=127.0.0.1:0", "LOG_FORMAT=text",
