@@ -105,7 +105,7 @@ lint: need-shellcheck need-yamllint need-promtool ## static, and everything that
 	git ls-files -z | xargs -0 awk 'FNR == 1 { if (/^#!.*sh$$/ && FILENAME !~ /\.j2$$/) print FILENAME; nextfile }' | xargs shellcheck
 	yamllint --strict -c ansible/.yamllint .
 	promtool check rules ansible/roles/monitoring/files/alerts.yml
-	promtool test rules ansible/roles/monitoring/files/alerts_test.yml
+	promtool test rules ansible/roles/monitoring/files/alerts*_test.yml
 	delivery/ansible.sh ansible-lint --offline --strict --profile production
 	@# Without the plugin, the library that it is made of checks the same.
 	if docker compose version >/dev/null 2>&1; then docker compose config --quiet; else $(COMPOSE_GO) compose.yaml >/dev/null; fi

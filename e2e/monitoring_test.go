@@ -91,13 +91,14 @@ func TestMonitoring(t *testing.T) {
 		require.NoError(t, err)
 		return string(text)
 	}
-	rules, tests := read(role, "files", "alerts.yml"), read(role, "files", "alerts_test.yml")
+	rules := read(role, "files", "alerts.yml")
+	tests := read(role, "files", "alerts_test.yml") + read(role, "files", "alerts_days_test.yml")
 	alerts := regexp.MustCompile(`(?m)^      - alert: (\w+)$`).FindAllStringSubmatch(rules, -1)
 	require.NotEmpty(t, alerts)
 
 	t.Run("rules", func(t *testing.T) {
 		judge(t, "promtool", "check", "rules", "--lint-fatal", filepath.Join(role, "files", "alerts.yml"))
-		judge(t, "promtool", "test", "rules", filepath.Join(role, "files", "alerts_test.yml"))
+		judge(t, "promtool", "test", "rules", filepath.Join(role, "files", "alerts_test.yml"), filepath.Join(role, "files", "alerts_days_test.yml"))
 	})
 
 	t.Run("every alert is tested and explained", func(t *testing.T) {
