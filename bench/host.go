@@ -348,7 +348,7 @@ func (b *bench) start(ctx context.Context, c cell) (*program, error) {
 	if !c.postgres() {
 		database = "footfall" // its page and key are prepared there
 	}
-	env := append(b.environment(database), "LISTEN_ADDR="+p.addr, "GOMEMLIMIT=375809638", // as deployed: 80 % of the default app_memory
+	env := append(b.environment(database), "LISTEN_ADDR="+p.addr, "GOMEMLIMIT=352321536", // as deployed: 75 % of the default app_memory
 		fmt.Sprintf("VISITS_A_BATCH=%.0f", cmp.Or(b.batchSize[c.Connections], b.batchSize[64], 23)))
 	p.Cmd = command(ctx, b.programs[c.Program])
 	if c.Program == "docker" {
