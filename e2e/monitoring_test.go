@@ -105,7 +105,7 @@ func TestMonitoring(t *testing.T) {
 		docs := read(repoDir(), "ansible", "MONITORING.md")
 		for _, a := range alerts {
 			assert.Regexp(t, `(?m)alertname: `+a[1]+`\n +eval_time: \w+\n +exp_alerts:`, tests, "no test sees it fire")
-			assert.Contains(t, docs, "\n### "+a[1]+"\n")
+			assert.Regexp(t, `\n### `+a[1]+`\n- \*\*Means:\*\* .*\n- \*\*Visitors see:\*\* .*\n- \*\*Look:\*\* .*\n- \*\*Do:\*\* .*\n`, docs)
 		}
 		assert.Len(t, alerts, strings.Count(docs, "\n### "), "the docs explain an alert that is not there")
 	})
