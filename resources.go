@@ -16,7 +16,7 @@ import (
 	"strings"
 	"time"
 
-	"footfall/internal/card"
+	"footfall/internal/picture"
 	"footfall/internal/visitor"
 )
 
@@ -241,9 +241,9 @@ func chartSVG(t *tally, _ string) ([]byte, error) {
 // cardPNG is the picture in a link's preview.
 func cardPNG(t *tally, _ string) ([]byte, error) {
 	if t == nil {
-		return card.Draw("")
+		return picture.Card("")
 	}
-	return card.Draw(group(t.visitors))
+	return picture.Card(group(t.visitors))
 }
 
 // securityTxt says where to report a weakness (RFC 9116): at USER_URL, unless

@@ -9,7 +9,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"footfall/internal/card"
+	"footfall/internal/picture"
 	"image"
 	"image/color"
 	"image/draw"
@@ -63,7 +63,7 @@ func makeFavicon(ctx context.Context) error {
 	return os.WriteFile("assets/favicon.ico", append(ico, picture...), 0o644)
 }
 
-// makeCard makes the sheet that internal/card cuts its pictures from: the sign,
+// makeCard makes the sheet that internal/picture cuts its pictures from: the sign,
 // and below it rows of digits.
 func makeCard(ctx context.Context) error {
 	assets, err := filepath.Abs("assets")
@@ -71,8 +71,8 @@ func makeCard(ctx context.Context) error {
 		return err
 	}
 	var body strings.Builder
-	width, height := card.Width, card.Height
-	for _, row := range card.Rows {
+	width, height := picture.CardWidth, picture.CardHeight
+	for _, row := range picture.Rows {
 		for i, c := range "0123456789," {
 			wide := row.Digit
 			if c == ',' {
@@ -107,7 +107,7 @@ func makeCard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile("internal/card/card.png", picture, 0o644)
+	return os.WriteFile("internal/picture/card.png", picture, 0o644)
 }
 
 // screenshotOf returns what Chromium shows of a document.

@@ -1,6 +1,5 @@
-// Package card draws the picture that a link's preview shows: the page's sign
-// with a number on it.
-package card
+// Package picture draws pictures of numbers.
+package picture
 
 import (
 	"bytes"
@@ -11,9 +10,10 @@ import (
 	"sync"
 )
 
-// Size of the picture in pixels: what previews ask for (ogp.me has no size; the
-// ratio of 1.91 to 1 is that of Facebook's and others' large cards).
-const Width, Height = 1200, 630
+// Size in pixels of a card, the picture that a link's preview shows: what previews
+// ask for (ogp.me has no size; the ratio of 1.91 to 1 is that of Facebook's and
+// others' large cards).
+const CardWidth, CardHeight = 1200, 630
 
 //go:embed card.png
 var sheet []byte
@@ -37,17 +37,17 @@ var load = sync.OnceValues(func() (*image.Paletted, error) {
 	return picture.(*image.Paletted), nil
 })
 
-// Draw returns the sign as PNG, with a number of digits and commas; "", and one
-// that is too long: without.
-func Draw(number string) ([]byte, error) {
+// Card returns the page's sign as PNG, with a number of digits and commas; "", and
+// one that is too long: without.
+func Card(number string) ([]byte, error) {
 	from, err := load()
 	if err != nil {
 		return nil, err
 	}
-	sign := image.NewPaletted(image.Rect(0, 0, Width, Height), from.Palette)
+	sign := image.NewPaletted(image.Rect(0, 0, CardWidth, CardHeight), from.Palette)
 	copyPart(sign, image.Point{}, from, sign.Rect)
 	commas := strings.Count(number, ",")
-	top := Height
+	top := CardHeight
 	for _, row := range Rows {
 		if left+(len(number)-commas)*row.Digit+commas*row.Comma > right {
 			top += row.Height
