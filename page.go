@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"footfall/internal/picture"
 	"footfall/internal/visitor"
 )
 
@@ -116,7 +117,7 @@ func (v *values) count(name string, n int64, noun string) {
 	v.set(name+" noun", plural(number, noun))
 }
 
-func (v *values) label(name string, l label) {
+func (v *values) label(name string, l picture.Label) {
 	v.set(name+" x", strconv.Itoa(l.X))
 	v.set(name+" anchor", l.Anchor)
 	v.set(name+" text", l.Text)
@@ -280,89 +281,21 @@ func plural(number, noun string) string {
 	return noun + "s"
 }
 
-// chart is the days since counting began as bars, 30 at most, each with its
-// visits and in them its visitors. The bars are stretched to the width of the
-// window, so all text is outside of them.
-type chart struct {
-	Width, Height    int    // of the view box that the paths are drawn in
-	Visits, Visitors string // paths
-	Total            int64  // visits
-	Words            string // all of it in a sentence
-	FirstDay         string // "": today's label stands there
-	Busiest, Today   label
-}
-
-// label is a text at a place, in percent of the chart's width, with the
-// text-anchor that keeps it inside.
-type label struct {
-	X            int
-	Anchor, Text string
-}
-
-const (
-	barStep     = 10 // from one bar's left edge to the next one's
-	barWidth    = 8
-	chartHeight = 100 // of the highest bar
-	week        = 7   // the least that the chart is wide: a single day is no wall
-)
-
-func newChart(t *tally) chart {
+// newChart draws the days since counting began.
+func newChart(t *tally) picture.Chart {
 	days := t.days
 	for len(days) > 1 && days[0].visits == 0 && days[0].date.Before(utcDay(t.since)) {
 		days = days[1:]
 	}
-	c := chart{Width: max(len(days), week)*barStep - (barStep - barWidth), Height: chartHeight}
-	last, busiest := len(days)-1, 0
-	for i, d := range days {
-		c.Total += d.visits
-		if d.visits > days[busiest].visits {
-			busiest = i
-		}
-	}
-	c.Visits = bars(days, days[busiest].visits, func(d day) int64 { return d.visits })
-	c.Visitors = bars(days, days[busiest].visits, func(d day) int64 { return d.visitors })
-	from, to := shortDate(days[0]), shortDate(days[last])
-	if len(days) >= week {
-		c.FirstDay = from
-	}
-	c.Today = c.label(last, "today, "+to+": "+group(days[last].visits))
-	switch most := group(days[busiest].visits); {
-	case c.Total == 0:
-		c.Busiest = label{50, "middle", fmt.Sprintf("no visits in these %d days", historyDays)}
-	case busiest == last:
-		c.Busiest = c.label(busiest, "busiest: "+most+" today")
-	default:
-		c.Busiest = c.label(busiest, "busiest: "+most+" on "+shortDate(days[busiest]))
-	}
-	total := group(c.Total)
-	c.Words = fmt.Sprintf("%s %s from %s to %s; %s; %s", total, plural(total, "visit"), from, to, c.Busiest.Text, c.Today.Text)
-	return c
-}
-
-// bars draws one number of each day as a path. A day without any has no shape,
-// and one among thousands is still to be seen.
-func bars(days []day, highest int64, of func(day) int64) string {
-	path := fmt.Appendf(nil, "M0 %d", chartHeight)
+	var total int64
+	var bars []picture.Day
 	for _, d := range days {
-		if n := of(d); n > 0 {
-			height := max(1, int(float64(n)/float64(highest)*chartHeight))
-			path = fmt.Appendf(path, "v-%dh%dv%dh%d", height, barWidth, height, barStep-barWidth)
-		} else {
-			path = fmt.Appendf(path, "h%d", barStep)
-		}
+		total += d.visits
+		bars = append(bars, picture.Day{Date: d.date, Visits: d.visits, Visitors: d.visitors})
 	}
-	return string(path)
+	number := group(total)
+	return picture.NewChart(bars, number+" "+plural(number, "visit"), group)
 }
-
-// label puts text over or under the bar of day i.
-func (c chart) label(i int, text string) label {
-	if 2*i*barStep >= c.Width {
-		return label{100 * (i*barStep + barWidth) / c.Width, "end", text}
-	}
-	return label{100 * i * barStep / c.Width, "start", text}
-}
-
-func shortDate(d day) string { return d.date.Format("2 Jan") }
 
 //go:embed assets
 var assetFiles embed.FS

@@ -127,7 +127,7 @@ func daysTable(t *tally, _ string) ([]byte, error) {
 	type row struct{ Day, Visits, Visitors, New string }
 	var rows []row
 	for _, d := range t.days {
-		rows = append(rows, row{shortDate(d), group(d.visits), group(d.visitors), group(d.newVisitors)})
+		rows = append(rows, row{picture.ShortDate(d.date), group(d.visits), group(d.visitors), group(d.newVisitors)})
 	}
 	return renderTemplate("days", rows)
 }
