@@ -74,6 +74,6 @@ else
 	exit 1
 fi
 if ! found "$name"; then
-	echo "need.sh: $name was installed but is not in PATH or the usual folders; add its folder to PATH" >&2
+	echo "need.sh: $name was installed but is not in PATH or the usual directories; add its directory to PATH" >&2
 	exit 1
 fi
