@@ -92,9 +92,10 @@ func TestRDS(t *testing.T) {
 	ok = ok && t.Run("cut off", func(t *testing.T) {
 		before := s.totals(t)
 		l := startLoad(t, s.url("/"), 4, 50*time.Millisecond)
-		ended := make(chan play)
+		ended := make(chan play, 1)
 		go func() { ended <- try(t, "site.yml", "-e", "database=rds") }()
 		eventually(t, 30*time.Minute, "the count is being moved", func() error {
+			require.Empty(t, ended, "the run ended before")
 			now, err := onHost()
 			if err == nil && now != "footfall_moving" {
 				err = fmt.Errorf("databases: %s", now)
