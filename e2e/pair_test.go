@@ -48,7 +48,8 @@ func startPair(t *testing.T, n network, name, password string, first int) *pair 
 	p.sql(t, 0, "CREATE ROLE postgres LOGIN CREATEDB CREATEROLE PASSWORD '"+password+"'; GRANT pg_monitor TO postgres")
 	p.copy(t, "--write-recovery-conf")
 	p.await(t, 1, "SELECT")
-	p.sql(t, 0, "ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf()")
+	p.sql(t, 0, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+	p.sql(t, 0, "SELECT pg_reload_conf()")
 	eventually(t, 30*time.Second, "the standby is synchronous", func() error {
 		if state := p.sql(t, 0, "SELECT sync_state FROM pg_stat_replication"); state != "sync" {
 			return fmt.Errorf("its state is %q", state)
