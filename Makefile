@@ -75,7 +75,7 @@ test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## eve
 	go -C proof test .
 	go test -race -parallel 8 -timeout 10m -covermode=atomic -coverprofile=coverage.out . ./internal/...
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
-		print "coverage: " $$3 "% of statements, " floor "% wanted"; exit floor == "" || $$3 < floor }'
+		print "coverage: " $$3 "% of statements; it must be at least " floor "%"; exit floor == "" || $$3 < floor }'
 
 # One percent less than measured: between two runs, machines and versions of PostgreSQL the last digits differ.
 .PHONY: cover

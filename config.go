@@ -103,7 +103,7 @@ func (e *env) secret(key string) string {
 	}
 	value = strings.TrimSpace(string(content))
 	if value == "" {
-		e.wrong("%s_FILE names an empty file", key)
+		e.wrong("%s_FILE names an empty file: write the secret into it or unset %s_FILE", key, key)
 	}
 	return value
 }
@@ -178,7 +178,7 @@ func (e *env) parseURL(value string) (*pgx.ConnConfig, error) {
 		rest := slices.Delete(slices.Clone(parameters), i, i+1)
 		if _, restErr := pgx.ParseConfig(base + strings.Join(rest, "&")); restErr == nil {
 			name, _, _ := strings.Cut(p, "=")
-			cause := errors.New("see PostgreSQL's manual, 34.1.2")
+			cause := errors.New("see \"Parameter Key Words\" in PostgreSQL's manual")
 			if strings.HasPrefix(name, "ssl") && name != "sslpassword" { // files; any other value may be a secret under a mistyped name
 				cause = errors.Unwrap(err)
 			}
@@ -187,7 +187,7 @@ func (e *env) parseURL(value string) (*pgx.ConnConfig, error) {
 	}
 	if _, err := pgx.ParseConfig("postgres://"); err != nil { // the URL is not in this error
 		_, cause, _ := strings.Cut(err.Error(), "`: ")
-		return nil, fmt.Errorf("is not the cause: a variable PG… of the environment is wrong: %s", cause)
+		return nil, fmt.Errorf("is right, but a variable PG… of the environment is not; correct or unset it: %s", cause)
 	}
 	return nil, errUnencoded
 }
@@ -224,7 +224,7 @@ func (e *env) parameters(query string) ([]string, error) {
 // PostgreSQL would refuse. "dropped": it means nothing here. "ignored": it is for
 // another driver, and there is a warning. "as NAME=VALUE": read as that. Else why
 // it is refused: most ask for security that would not be there. Those of libpq are in
-// PostgreSQL's manual, 34.1.2; the others are Prisma's, node-postgres' and
+// PostgreSQL's manual, "Parameter Key Words"; the others are Prisma's, node-postgres' and
 // Supabase's.
 func foreign(name, pair string) string {
 	for _, key := range []string{pair, name} {

@@ -176,7 +176,7 @@ func forgetCommand(ctx context.Context, cfg config, out io.Writer, addresses io.
 		return fmt.Errorf("read address %d: %w", n+1, err)
 	}
 	if n == 0 {
-		wrong = append(wrong, errors.New("forget: give the address as an argument, or addresses on standard input, one per line"))
+		wrong = append(wrong, errors.New("forget: no address given: write addresses on standard input, one per line"))
 	}
 	if len(wrong) > 0 {
 		return &usageError{errors.Join(wrong...)}
@@ -256,7 +256,7 @@ func carryOverCommand(ctx context.Context, cfg config, out io.Writer, args []str
 		numbers[i] = int64(n)
 	}
 	if len(args) < 1 || len(args) > 2 || numbers[1] > numbers[0] {
-		return &usageError{errors.New("carry-over: name the earlier counter's visits, and its visitors if it knew them, which are no more: footfall carry-over VISITS [VISITORS]")}
+		return &usageError{errors.New("carry-over: name the earlier counter's visits, and if it knew them its visitors, at most as many: footfall carry-over VISITS [VISITORS]")}
 	}
 	store := openStore(cfg.Database)
 	defer store.close()
