@@ -148,6 +148,8 @@ E2E_cloud      := ^Test(Policies|Provision)$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
 E2E_zones      := ^TestRDS$$
+E2E_browser    := ^TestBrowsers$$
+E2E_page       := ^TestPage$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
 service        := $(every) e2e/service_test.go ansible/site.yml ansible/begin.yml ansible/library ansible/group_vars ansible/tasks ansible/roles/base ansible/roles/docker \
 	ansible/roles/app ansible/roles/web ansible/roles/verify
@@ -160,6 +162,8 @@ ABOUT_database   := $(every) sql ansible/restore.yml ansible/upgrade-postgres.ym
 ABOUT_cloud      := $(every) ansible/*.yml ansible/library ansible/tasks ansible/inventory ansible/group_vars ansible/roles/fleet ansible/roles/postgres ansible/roles/web e2e/cloud_test.go e2e/moto_test.go e2e/emulator.py e2e/letin_test.go e2e/policy_test.go e2e/provision_test.go e2e/volume_test.go e2e/dns_test.go e2e/tls_test.go
 ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library e2e/monitoring_test.go e2e/monitoring.yml
 ABOUT_patroni    := $(every) store.go recorder.go batch.go e2e/patroni_test.go e2e/patroni.yml
+ABOUT_browser    := $(every) *.go internal assets e2e/browser e2e/browser_test.go
+ABOUT_page       := $(ABOUT_browser) e2e/page_test.go
 ABOUT_zones      := $(ABOUT_cloud) ansible/roles/rds ansible/roles/app e2e/rds_test.go e2e/pair_test.go
 
 .PHONY: e2e

@@ -51,6 +51,9 @@ case $name in
 postgres) deb=postgresql rpm=/usr/bin/initdb brew=postgresql@17 ;;
 promtool) deb=prometheus rpm=/usr/bin/promtool brew=prometheus ;;
 dot) deb=graphviz rpm=/usr/bin/dot brew=graphviz ;;
+firefox) deb=firefox-esr rpm=/usr/bin/firefox brew=firefox ;;
+node) deb=nodejs rpm=/usr/bin/node brew=node ;;
+java) deb=default-jre-headless rpm=/usr/bin/java brew=openjdk ;;
 redis-server) deb=redis-server rpm=/usr/bin/redis-server brew=redis ;;
 cc) deb="gcc libc6-dev" rpm=/usr/bin/gcc brew=gcc ;;
 ansible-lint) deb="ansible-lint ansible" rpm=/usr/bin/ansible-lint brew=ansible-lint ;;
