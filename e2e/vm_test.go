@@ -338,12 +338,14 @@ func testMemoryLimit(t *testing.T, s *service, m *machine) {
 	assert.Equal(t, totals{before.Visits + 1, before.Visitors}, s.totals(t))
 }
 
-// testLateVolume gives a machine that has booted without it its data volume.
+// testLateVolume gives a machine that has booted without it its data volume, which has grown meanwhile. To fill it
+// asks the kernel for a right that a container may not have.
 func testLateVolume(t *testing.T, s *service, m *machine) {
 	before := s.totals(t)
 	m.sh("systemctl poweroff")
 	_, err := docker("wait", m.container)
 	require.NoError(t, err)
+	require.NoError(t, os.Truncate(filepath.Join(m.dir, "data.img"), 9<<30))
 	m.power(t)
 	eventually(t, 10*time.Minute, "the page says that it does not count, 30 s after the boot", func() error {
 		status, body, err := s.get("/")
@@ -363,4 +365,7 @@ func testLateVolume(t *testing.T, s *service, m *machine) {
 	assert.Equal(t, totals{before.Visits + 1, before.Visitors}, s.totals(t))
 	m.awaitBoot(t)
 	assert.Empty(t, m.must(t, "systemctl --failed --plain --no-legend"))
+	p := s.play(t, "site.yml", "--tags", "postgres")
+	p.require(t)
+	assert.Equal(t, []string{"postgres : Let the file system fill it [footfall-1]"}, p.Tasks)
 }
