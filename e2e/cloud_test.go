@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -174,11 +175,14 @@ func (c *cloud) startAmazon(t *testing.T) {
 
 // call asks the EC2 API and decodes its answer.
 func (c *cloud) call(action string, params url.Values, answer any) error {
-	form := url.Values{"Action": {action}, "Version": {"2016-11-15"}}
-	for k, v := range params {
-		form[k] = v
-	}
-	body, err := c.post("ec2", "application/x-www-form-urlencoded", "", form.Encode(), "/")
+	return c.query("ec2", "2016-11-15", action, params, answer)
+}
+
+// query asks an API that takes forms, of a version, and decodes its answer.
+func (c *cloud) query(service, version, action string, params url.Values, answer any) error {
+	form := url.Values{"Action": {action}, "Version": {version}}
+	maps.Copy(form, params)
+	body, err := c.post(service, "application/x-www-form-urlencoded", "", form.Encode(), "/")
 	if err != nil {
 		return fmt.Errorf("%s: %w", action, err)
 	}

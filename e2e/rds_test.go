@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/xml"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -132,10 +131,9 @@ func TestRDS(t *testing.T) {
 		look(fmt.Sprintf("standby 1\n"+sizes, "NaN"))
 		assert.Contains(t, s.edge().must(t, "cat /var/lib/footfall/recounted"), "agrees")
 		assert.Equal(t, "active", s.edge().must(t, "systemctl is-active footfall-rds.timer"))
-		_, err := c.post("monitoring", "application/x-www-form-urlencoded", "", url.Values{"Action": {"PutMetricData"}, "Version": {"2010-08-01"}, "Namespace": {"AWS/RDS"},
-			"MetricData.member.1.MetricName": {"FreeStorageSpace"}, "MetricData.member.1.Value": {"1500000000"}, "MetricData.member.1.Dimensions.member.1.Name": {"DBInstanceIdentifier"},
-			"MetricData.member.1.Dimensions.member.1.Value": {"footfall"}}.Encode(), "/")
-		require.NoError(t, err)
+		require.NoError(t, c.query("monitoring", "2010-08-01", "PutMetricData", url.Values{"Namespace": {"AWS/RDS"},
+			"MetricData.member.1.MetricName": {"FreeStorageSpace"}, "MetricData.member.1.Value": {"1500000000"},
+			"MetricData.member.1.Dimensions.member.1.Name": {"DBInstanceIdentifier"}, "MetricData.member.1.Dimensions.member.1.Value": {"footfall"}}, nil))
 		require.NoError(t, c.rds("ModifyDBInstance", url.Values{"DBInstanceIdentifier": {"footfall"}, "MultiAZ": {"false"}}, nil))
 		look(fmt.Sprintf("standby 0\n"+sizes, "1500000000.0"))
 		out, err := c.inController(t, zonesID, "../delivery/fleet.py status")
@@ -255,11 +253,17 @@ type database struct {
 
 func (c *cloud) databases(t *testing.T) []database {
 	t.Helper()
+	all, err := c.describeDatabases()
+	require.NoError(t, err)
+	return all
+}
+
+func (c *cloud) describeDatabases() ([]database, error) {
 	var answer struct {
 		All []database `xml:"DescribeDBInstancesResult>DBInstances>DBInstance"`
 	}
-	require.NoError(t, c.rds("DescribeDBInstances", nil, &answer))
-	return answer.All
+	err := c.rds("DescribeDBInstances", nil, &answer)
+	return answer.All, err
 }
 
 func (c *cloud) snapshots(t *testing.T) []string {
@@ -273,15 +277,7 @@ func (c *cloud) snapshots(t *testing.T) []string {
 
 // rds asks the API of RDS and decodes its answer.
 func (c *cloud) rds(action string, params url.Values, answer any) error {
-	form := url.Values{"Action": {action}, "Version": {"2014-10-31"}}
-	for k, v := range params {
-		form[k] = v
-	}
-	body, err := c.request(http.MethodPost, "rds", "application/x-www-form-urlencoded", "", form.Encode(), "/")
-	if err != nil || answer == nil {
-		return err
-	}
-	return xml.Unmarshal(body, answer)
+	return c.query("rds", "2014-10-31", action, params, answer)
 }
 
 // resolving is what makes a host ask the resolver, if there is one.
@@ -295,29 +291,26 @@ func (c *cloud) resolving() string {
 // supply gives the managed database a PostgreSQL, and a restored one that of pair.copy: it answers where the API says, also
 // after it has taken the other's name.
 func (c *cloud) supply(t *testing.T) error {
-	var answer struct {
-		Addresses []string `xml:"DescribeDBInstancesResult>DBInstances>DBInstance>Endpoint>Address"`
-	}
-	if err := c.rds("DescribeDBInstances", nil, &answer); err != nil {
+	all, err := c.describeDatabases()
+	if err != nil {
 		return err
 	}
-	for _, address := range answer.Addresses {
-		id, domain, _ := strings.Cut(address, ".")
+	for _, d := range all {
 		switch {
 		case c.pair == nil:
 			master, err := c.parameter("/footfall/rds/master")
 			if err != nil {
 				return err
 			}
-			p := startPair(t, c.network, address, master, 200)
-			c.names.point(address, p.addr(c.network, 200))
+			p := startPair(t, c.network, d.Address, master, 200)
+			c.names.point(d.Address, p.addr(c.network, 200))
 			c.mu.Lock()
 			c.pair = p
 			c.mu.Unlock()
-		case id == "footfall-restored":
-			c.names.point(address, c.pair.addr(c.network, 202))
-		case strings.HasPrefix(id, "footfall-before-"):
-			c.names.point("footfall."+domain, c.pair.addr(c.network, 202))
+		case d.ID == "footfall-restored":
+			c.names.point(d.Address, c.pair.addr(c.network, 202))
+		case strings.HasPrefix(d.ID, "footfall-before-"):
+			c.names.point(strings.Replace(d.Address, d.ID, "footfall", 1), c.pair.addr(c.network, 202))
 		}
 	}
 	return nil
