@@ -12,7 +12,7 @@ let [page] = await browser.pages();
 let viewport = null;
 
 const actions = {
-	// In a tab of its own: Firefox stays for ever on a page whose sandboxed frame it refuses to show.
+	// In a tab of its own: Firefox does not always report that it has left a page whose sandboxed frame it refused to show.
 	async open(url) {
 		const left = page;
 		page = await browser.newPage();
