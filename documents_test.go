@@ -97,7 +97,7 @@ func TestReadmeNamesEverything(t *testing.T) {
 		assert.Contains(t, text, "`"+key+"`", "README.md")
 		assert.Contains(t, helpText, key, "footfall help")
 	}
-	for _, command := range []string{"serve", "migrate", "verify", "forget", "healthcheck", "dev", "version", "help"} {
+	for _, command := range []string{"serve", "migrate", "verify", "forget", "carry-over", "healthcheck", "dev", "version", "help"} {
 		assert.Contains(t, text, "footfall "+command, "README.md")
 		assert.Contains(t, helpText, command, "footfall help")
 	}
