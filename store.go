@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -203,11 +204,32 @@ func pastDays(date time.Time, rows []int64) []day {
 	return days
 }
 
+// errStandby has postgres.Retryable try again.
+var errStandby = fmt.Errorf("the server is a standby, or the table totals has lost its row: %w", driver.ErrBadConn)
+
+// onReads runs a query that finds no row on a standby, which may lack visits that
+// were confirmed. Behind a pooler a connection outlives the server's change from
+// primary to standby; it is given up.
+func (s *store) onReads(ctx context.Context, query func(*sql.Conn) error) error {
+	return postgres.Repeat(ctx, func() error {
+		conn, err := s.reads.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err = query(conn); errors.Is(err, sql.ErrNoRows) {
+			conn.Raw(func(any) error { return driver.ErrBadConn })
+			err = errStandby
+		}
+		return err
+	})
+}
+
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
 	var r receipt
-	err := postgres.Repeat(ctx, func() (err error) {
-		r, _, err = scanReceipt(date, past{}, s.reads.QueryRowContext(ctx, `
+	err := s.onReads(ctx, func(conn *sql.Conn) (err error) {
+		r, _, err = scanReceipt(date, past{}, conn.QueryRowContext(ctx, `
 			SELECT
 				ARRAY[
 					totals.visits, totals.visitors,
@@ -215,7 +237,8 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 					COALESCE((SELECT visits FROM visitors WHERE id = $1::bytea), 0)
 				]`+strings.ReplaceAll(pastSQL, "$3", "$2")+`
 			FROM totals
-			LEFT JOIN days AS today ON today.day = $2::date`,
+			LEFT JOIN days AS today ON today.day = $2::date
+			WHERE NOT pg_is_in_recovery()`,
 			visitor, date.Format(time.DateOnly)))
 		return err
 	})
@@ -228,13 +251,14 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 // daysCSV returns every day from the first with a visit to date, a day without
 // one with zeros.
 func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err error) {
-	err = postgres.Repeat(ctx, func() error {
-		return s.reads.QueryRowContext(ctx, `
+	err = s.onReads(ctx, func(conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, `
 			SELECT E'day,visits,visitors,new_visitors\n' || COALESCE(string_agg(
 				concat_ws(',', to_char($1::date - ago, 'YYYY-MM-DD'), COALESCE(visits, 0), COALESCE(visitors, 0), COALESCE(new_visitors, 0)) || E'\n',
 				'' ORDER BY ago DESC), '')
 			FROM generate_series(0, $1::date - (SELECT min(day) FROM days)) AS ago
-			LEFT JOIN days ON day = $1::date - ago`,
+			LEFT JOIN days ON day = $1::date - ago
+			HAVING NOT pg_is_in_recovery()`,
 			date.Format(time.DateOnly)).Scan(&csv)
 	})
 	if err != nil {

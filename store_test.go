@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -637,6 +638,30 @@ server_round_robin = 1
 
 // Behind a pooler a statement cannot be prepared on one connection and run on
 // another. Both ways of pgx around that work.
+// Behind a pooler a connection outlives its server's change from primary to
+// standby, which may lack visits that were confirmed: nothing is read there.
+func TestNothingIsReadFromAStandby(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	s := openTestStore(t, startPgBouncer(t, c)("footfall")+"&default_query_exec_mode=exec")
+	prepared(t, s)
+	read := func() error {
+		_, _, err := s.look(t.Context(), utcDay(time.Now()), nil)
+		_, csvErr := s.daysCSV(t.Context(), utcDay(time.Now()))
+		return errors.Join(err, csvErr)
+	}
+	require.NoError(t, read())
+	c.end(t, syscall.SIGINT)
+	require.NoError(t, os.WriteFile(filepath.Join(c.Data(), "standby.signal"), nil, 0o644))
+	c.begin(t)
+	_, _, err := s.look(t.Context(), utcDay(time.Now()), nil)
+	require.ErrorIs(t, err, errStandby)
+	_, err = s.daysCSV(t.Context(), utcDay(time.Now()))
+	require.ErrorIs(t, err, errStandby)
+	execute(t, openTestStore(t, c.URL("footfall")).reads, `SELECT pg_promote()`)
+	require.NoError(t, read())
+}
+
 func TestBehindPgBouncer(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)
