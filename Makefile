@@ -73,7 +73,7 @@ need-%:
 test: need-curl need-postgres need-promtool need-pgbouncer need-cc static ## every test of the program, with the coverage floor; 2 to 5 minutes
 	go test ./delivery
 	go -C proof test .
-	go test -race -parallel 8 -timeout 10m -covermode=atomic -coverprofile=coverage.out . ./internal/...
+	go test -race -parallel 8 -timeout 10m -covermode=atomic -coverpkg=.,./internal/... -coverprofile=coverage.out . ./internal/...
 	@go tool cover -func=coverage.out | awk '/^total:/ { sub("%", "", $$3); floor = $(COVERAGE_FLOOR); \
 		print "coverage: " $$3 "% of statements; it must be at least " floor "%"; exit floor == "" || $$3 < floor }'
 

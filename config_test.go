@@ -292,7 +292,7 @@ func TestHostaddrAlone(t *testing.T) {
 func TestPostgresEnvironment(t *testing.T) {
 	t.Setenv("PGCONNECT_TIMEOUT", "10s")
 	_, err := loadConfig(environment("DATABASE_URL", "postgres://u:SECRET@db/count"))
-	assert.ErrorContains(t, err, "a variable PG… of the environment is wrong: invalid connect_timeout")
+	assert.ErrorContains(t, err, "a variable PG… of the environment is not; correct or unset it: invalid connect_timeout")
 	assert.NotContains(t, err.Error(), "SECRET")
 }
 
