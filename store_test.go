@@ -547,10 +547,15 @@ func cancelWaits(t *testing.T, waits int64) {
 	stop()
 	numbersOf(t, hand(t, r, numbered(99)))
 	standby.end(t, syscall.SIGINT)
-	visits := hand(t, r, numbered(99))
-	eventually(t, "the visit is given up", func() bool { cancelUntil(0); return isDone(visits[0]) })
-	require.Error(t, visits[0].err)
-	require.NotErrorIs(t, visits[0].err, errNotCounted)
+	given := make(chan error, 1)
+	go func() {
+		_, err := r.record(numbered(99))
+		given <- err
+	}()
+	eventually(t, "the visit is given up", func() bool { cancelUntil(0); return len(given) > 0 })
+	err := <-given
+	require.Error(t, err)
+	require.NotErrorIs(t, err, errNotCounted)
 	assert.EqualValues(t, 2, visitsOf(t, p, numbered(99)))
 	stop = crowd(r, l)
 	cancelUntil(waits)
