@@ -48,6 +48,8 @@ type visit struct {
 	counted
 }
 
+type standing struct{ visits, place int64 }
+
 func (v visit) standing() standing { return standing{visits: v.number} }
 
 func newRecorder(s *store, _ *slog.Logger, _ *metrics) *recorder {
