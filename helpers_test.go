@@ -258,6 +258,13 @@ func (c *testCluster) end(t testing.TB, signal syscall.Signal) {
 	})
 }
 
+// promote makes a standby a primary.
+func (c *testCluster) promote(t testing.TB) {
+	t.Helper()
+	output, err := c.Command(t.Context(), "pg_ctl", "promote", "--wait", "--pgdata", c.Data()).CombinedOutput()
+	require.NoError(t, err, "%s", output)
+}
+
 // begin starts the ended server again, on the same socket.
 func (c *testCluster) begin(t testing.TB) {
 	t.Helper()

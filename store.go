@@ -204,7 +204,7 @@ func pastDays(date time.Time, rows []int64) []day {
 	return days
 }
 
-// errStandby has postgres.Retryable try again.
+// errStandby is worth another try, on another connection: see [postgres.Retryable].
 var errStandby = fmt.Errorf("the server is a standby, or the table totals has lost its row: %w", driver.ErrBadConn)
 
 // onReads runs a query that finds no row on a standby, which may lack visits that
