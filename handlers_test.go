@@ -288,6 +288,7 @@ func TestReadyz(t *testing.T) {
 	alterDatabase(t, s.store, "default_transaction_read_only = on")
 	s.store.probes.SetMaxIdleConns(0) // the next one is new
 	ask(503, "the database is read-only")
+	s.store.probes.SetMaxIdleConns(1)
 	execute(t, s.store.reads, `SET default_transaction_read_only = off`)
 	alterDatabase(t, s.store, "default_transaction_read_only = off")
 	ask(200, "ready")

@@ -207,12 +207,12 @@ func pastDays(date time.Time, rows []int64) []day {
 // errStandby is worth another try, on another connection: see [postgres.Retryable].
 var errStandby = fmt.Errorf("the server is a standby, or the table totals has lost its row: %w", driver.ErrBadConn)
 
-// onReads runs a query that finds no row on a standby, which may lack visits that
-// were confirmed. Behind a pooler a connection outlives the server's change from
-// primary to standby; it is given up.
-func (s *store) onReads(ctx context.Context, query func(*sql.Conn) error) error {
+// onPrimary runs a query that finds no row on a standby, which may lack visits
+// that were confirmed. Behind a pooler a connection outlives its server's change
+// from primary to standby; it is given up.
+func onPrimary(ctx context.Context, pool *sql.DB, query func(*sql.Conn) error) error {
 	return postgres.Repeat(ctx, func() error {
-		conn, err := s.reads.Conn(ctx)
+		conn, err := pool.Conn(ctx)
 		if err != nil {
 			return err
 		}
@@ -228,7 +228,7 @@ func (s *store) onReads(ctx context.Context, query func(*sql.Conn) error) error 
 // look reads the current state and how often visitor was counted; 0: never.
 func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tally, int64, error) {
 	var r receipt
-	err := s.onReads(ctx, func(conn *sql.Conn) (err error) {
+	err := onPrimary(ctx, s.reads, func(conn *sql.Conn) (err error) {
 		r, _, err = scanReceipt(date, past{}, conn.QueryRowContext(ctx, `
 			SELECT
 				ARRAY[
@@ -251,7 +251,7 @@ func (s *store) look(ctx context.Context, date time.Time, visitor []byte) (*tall
 // daysCSV returns every day from the first with a visit to date, a day without
 // one with zeros.
 func (s *store) daysCSV(ctx context.Context, date time.Time) (csv []byte, err error) {
-	err = s.onReads(ctx, func(conn *sql.Conn) error {
+	err = onPrimary(ctx, s.reads, func(conn *sql.Conn) error {
 		return conn.QueryRowContext(ctx, `
 			SELECT E'day,visits,visitors,new_visitors\n' || COALESCE(string_agg(
 				concat_ws(',', to_char($1::date - ago, 'YYYY-MM-DD'), COALESCE(visits, 0), COALESCE(visitors, 0), COALESCE(new_visitors, 0)) || E'\n',
@@ -291,23 +291,24 @@ func (s *store) refuses(hasTotals bool, fingerprint string) error {
 // a [postgres.Refusal].
 func (s *store) probe(ctx context.Context) error {
 	var schema int
-	var readOnly, hasTotals bool
+	var hasTotals bool
 	var fingerprint string
-	err := postgres.Repeat(ctx, func() error {
-		return s.probes.QueryRowContext(ctx, `
-			SELECT COALESCE(max(version), 0), current_setting('transaction_read_only') = 'on', `+stateSQL+`
-			FROM schema_migrations`).Scan(&schema, &readOnly, &hasTotals, &fingerprint)
+	err := onPrimary(ctx, s.probes, func(conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, `
+			SELECT COALESCE(max(version), 0), `+stateSQL+`
+			FROM schema_migrations
+			HAVING current_setting('transaction_read_only') = 'off'`).Scan(&schema, &hasTotals, &fingerprint)
 	})
 	needs := len(ourMigrations())
 	switch {
 	case postgres.IsUndefined(err):
 		return errNoCount
+	case errors.Is(err, errStandby):
+		return postgres.Refuse("the database is read-only")
 	case err != nil:
 		return fmt.Errorf("read the schema's version: %w", err)
 	case schema < needs:
 		return postgres.Refuse("%s", behind(schema, needs))
-	case readOnly:
-		return postgres.Refuse("the database is read-only")
 	}
 	return s.refuses(hasTotals, fingerprint)
 }
