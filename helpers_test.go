@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"footfall/internal/devdb"
+	"footfall/internal/postgres"
 	"footfall/internal/visitor"
 
 	"github.com/jackc/pgx/v5"
@@ -623,10 +624,10 @@ func awaitQuiet(t testing.TB, s *store) {
 	})
 }
 
-// scan reads one value.
+// scan reads one value, also over a pool whose connections a fault has broken.
 func scan(t testing.TB, s *store, value any, query string, args ...any) {
 	t.Helper()
-	require.NoError(t, s.reads.QueryRowContext(t.Context(), query, args...).Scan(value))
+	require.NoError(t, postgres.Repeat(t.Context(), func() error { return s.reads.QueryRowContext(t.Context(), query, args...).Scan(value) }))
 }
 
 func visitsOf(t testing.TB, s *store, id visitor.ID) (n int64) {
