@@ -232,6 +232,7 @@ func testKernel(t *testing.T, s *service, m *machine) {
 	m.must(t, "ss --tcp --info state established sport 22 | grep -w bbr")
 	assert.Equal(t, m.must(t, "realpath "+volumeName), m.must(t, "findmnt -no SOURCE /srv/footfall"))
 	m.must(t, "grep -q '^"+volumeName+" ' /etc/fstab")
+	m.must(t, "nginx -T 2>/dev/null | grep -F 'listen [::]:80'") // this kernel has IPv6
 }
 
 // testSecurityUpdates lets unattended-upgrades say which packages it would never update, of those that are installed.
