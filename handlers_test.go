@@ -256,15 +256,13 @@ func TestReadyz(t *testing.T) {
 	url := newDatabase(t)
 	s := newTestServer(t, url)
 	newest := len(ourMigrations())
-	ask := func(status int, reason string) {
+	ask := func(status int, reason string) { // awaited: a busy machine needs more than the second of a probe
 		t.Helper()
-		if status == http.StatusOK {
-			s.awaitReady(t)
-			return
-		}
-		w := s.ask("GET", "/readyz")
-		assert.Equal(t, status, w.Code)
-		assert.Equal(t, reason, strings.TrimSpace(w.Body.String()))
+		var w *httptest.ResponseRecorder
+		eventually(t, reason, func() bool {
+			w = s.ask("GET", "/readyz")
+			return w.Code == status && strings.TrimSpace(w.Body.String()) == reason
+		})
 		if status == http.StatusServiceUnavailable {
 			assert.Equal(t, retryAfter, w.Header().Get("Retry-After"))
 		}
@@ -273,9 +271,7 @@ func TestReadyz(t *testing.T) {
 	execute(t, s.store.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'newer', '')`, newest+1)
 	ask(200, "ready")
 	execute(t, s.store.reads, `DELETE FROM schema_migrations WHERE version >= $1`, newest)
-	w := s.ask("GET", "/readyz")
-	assert.Equal(t, http.StatusServiceUnavailable, w.Code)
-	assert.Regexp(t, `^the schema is at version \d+, this program needs \d+: run footfall migrate\n$`, w.Body.String())
+	ask(503, fmt.Sprintf("the schema is at version %d, this program needs %d: run footfall migrate", newest-1, newest))
 	execute(t, s.store.reads, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, 'again', '')`, newest)
 	ask(200, "ready")
 
@@ -310,7 +306,7 @@ func TestReadyzWhereVisitsFail(t *testing.T) {
 	execute(t, s.store.reads, `ALTER TABLE visitors DROP CONSTRAINT full_disk`)
 	require.Equal(t, http.StatusOK, s.ask("GET", "/").Code)
 	execute(t, s.store.reads, `ALTER TABLE visitors ADD CONSTRAINT full_disk CHECK (visits < 0) NOT VALID`)
-	require.Equal(t, http.StatusOK, s.ask("GET", "/readyz").Code, "the last visit was counted")
+	s.awaitReady(t) // the last visit was counted
 	require.Equal(t, http.StatusServiceUnavailable, s.ask("GET", "/").Code)
 	for range 2 {
 		w := s.ask("GET", "/readyz")
