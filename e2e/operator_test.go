@@ -116,7 +116,7 @@ func testOperator(t *testing.T, s *service) {
 		before := s.totals(t)
 		out, err := fleet(s.network.addr(1)+"\n", "forget")
 		require.NoError(t, err)
-		assert.Regexp(t, `removed one visitor with \d+ visits?`, out)
+		assert.Regexp(t, `removed one visitor with [\d,]+ visits?`, out)
 		assert.Equal(t, before, s.totals(t))
 		s.visit(t)
 		assert.Equal(t, before.Visitors+1, s.totals(t).Visitors)
