@@ -68,13 +68,19 @@ func NewChart(days []Day, total string, number func(int64) string) Chart {
 // and one among thousands is still to be seen.
 func bars(days []Day, highest int64, of func(Day) int64) string {
 	path := fmt.Appendf(nil, "M0 %d", chartHeight)
+	gap := 0 // to the next bar; none behind the last, where an outline would draw it
 	for _, d := range days {
-		if n := of(d); n > 0 {
-			height := max(1, int(float64(n)/float64(highest)*chartHeight))
-			path = fmt.Appendf(path, "v-%dh%dv%dh%d", height, barWidth, height, barStep-barWidth)
-		} else {
-			path = fmt.Appendf(path, "h%d", barStep)
+		n := of(d)
+		if n == 0 {
+			gap += barStep
+			continue
 		}
+		if gap > 0 {
+			path = fmt.Appendf(path, "h%d", gap)
+		}
+		height := max(1, int(float64(n)/float64(highest)*chartHeight))
+		path = fmt.Appendf(path, "v-%dh%dv%d", height, barWidth, height)
+		gap = barStep - barWidth
 	}
 	return string(path)
 }
