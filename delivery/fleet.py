@@ -155,7 +155,7 @@ def forget(_):
 
 def deploy(arguments, **more):
     if not arguments or not arguments[0]:
-        sys.exit("fleet.py: the version is not given, give a released one, such as 1.4.1")
+        sys.exit("fleet.py: DEPLOY_VERSION is not set; set it to a release, such as DEPLOY_VERSION=1.4.1")
     settings = dict(zip(("version", "app_image"), filter(None, arguments))) | more
     sys.stdout.flush()
     os.execvp("ansible-playbook", ["ansible-playbook", "deploy.yml", "-e", json.dumps(settings)])  # one process, let in once
