@@ -49,6 +49,8 @@ type cloud struct {
 	hosts   map[string]*host   // by instance id
 	devices map[string]*device // by volume id
 	pair    *pair              // of the managed database
+	// nil: visitors reach the hosts themselves
+	balancer *balancer
 }
 
 // startCloud starts an empty account, once in a run.
@@ -319,7 +321,7 @@ func (c *cloud) boot(t *testing.T) error {
 			h = bootHost(t, c.network, i.tag("Name"), i.IP, hostKey)
 			// host-init writes /etc/hosts, then becomes systemd.
 			_, err = h.sh("until grep -qx 'systemd\\|init' /proc/1/comm; do sleep 0.1; done; iptables -t nat -A OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to " + c.metadata + "\n" +
-				c.resolving() + "cat > /usr/local/share/ca-certificates/amazon.crt <<'PEM'\n" + string(c.truth) + "PEM")
+				c.resolving() + c.leading() + "cat > /usr/local/share/ca-certificates/amazon.crt <<'PEM'\n" + string(c.truth) + "PEM")
 			if err = errors.Join(err, c.bucket.introduce(h), c.acme.introduce(h)); err != nil {
 				return err
 			}
@@ -328,6 +330,7 @@ func (c *cloud) boot(t *testing.T) error {
 			c.mu.Unlock()
 			c.led = "" // this host does not know it yet
 		case h != nil && i.State == "terminated":
+			h.sh("systemctl stop nginx") // EC2 shuts the system down
 			docker("rm", "-f", "-v", h.container)
 			c.mu.Lock()
 			delete(c.hosts, i.ID)

@@ -37,6 +37,7 @@ func (c *cloud) records() (map[string]string, error) {
 		Sets []struct {
 			Name, Type string
 			Values     []string `xml:"ResourceRecords>ResourceRecord>Value"`
+			Alias      string   `xml:"AliasTarget>DNSName"`
 		} `xml:"ResourceRecordSets>ResourceRecordSet"`
 	}
 	text, err := c.route53(http.MethodGet, c.zone+"/rrset", "")
@@ -47,6 +48,9 @@ func (c *cloud) records() (map[string]string, error) {
 	for _, s := range answer.Sets {
 		if s.Type == "A" {
 			all[strings.TrimSuffix(s.Name, ".")] = strings.Join(s.Values, ",")
+			if s.Alias != "" && c.balancer != nil {
+				all[strings.TrimSuffix(s.Name, ".")] = c.balancer.ip
+			}
 		}
 	}
 	return all, err
@@ -68,7 +72,10 @@ func (c *cloud) lead() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	names := "grep -v ' " + cloudDomain + "$' /etc/hosts > /tmp/hosts\n"
+	names := "grep -v ' " + cloudDomain + "$\\|elb.amazonaws.com$' /etc/hosts > /tmp/hosts\n"
+	if c.balancer != nil {
+		names += "echo '" + c.balancer.ip + " footfall-1." + region + ".elb.amazonaws.com' >> /tmp/hosts\n" // moto's name for it
+	}
 	if records[cloudDomain] != "" {
 		names += "echo '" + records[cloudDomain] + " " + cloudDomain + "' >> /tmp/hosts\n"
 	}

@@ -3,13 +3,14 @@
 Arguments are moto_server's. Each request that carries a key becomes a line of requests.json: who asked what, and the tags
 and owners of the resources that it names, as they are when it comes. Policies are judged by this.
 """
-import io, json, random, re, threading
+import io, json, random, re, threading, time
 
 import moto.server
 from moto.ec2 import ec2_backends
 from moto.ec2.models import elastic_ip_addresses, iam_instance_profile, security_groups
 from moto.ec2.responses import instances
 from moto.ec2.utils import EC2_PREFIX_TO_RESOURCE
+from moto.elbv2.models import FakeTargetGroup
 from moto.rds.exceptions import DBParameterGroupNotFoundError
 from moto.rds.models import DBInstance, DBParameterGroup, RDSBackend
 from werkzeug.serving import run_simple
@@ -101,6 +102,23 @@ RDSBackend.restore_db_instance_to_point_in_time = restored
 # With a standby it says in which zone that is.
 DBInstance.secondary_availability_zone = property(lambda self: self.region + "b" if self.multi_az else None)
 DBInstance.__init__, DBParameterGroup.__init__, RDSBackend.describe_db_parameter_groups = instance, parameters, parameter_groups
+
+
+# A target that is deregistered drains for as long as its group says.
+def deregister(self, targets, original=FakeTargetGroup.deregister):
+    original(self, targets)
+    for target in targets:
+        self.deregistered_targets[target["id"]]["since"] = time.time()
+
+
+def health_for(self, target, backend, original=FakeTargetGroup.health_for):
+    health, left = original(self, target, backend), self.deregistered_targets.get(target["id"], {})
+    if time.time() - left.get("since", 0) < int(self.attributes["deregistration_delay.timeout_seconds"]):
+        health.status, health.reason = "draining", "Target.DeregistrationInProgress"
+    return health
+
+
+FakeTargetGroup.deregister, FakeTargetGroup.health_for = deregister, health_for
 
 
 def known(region, text):

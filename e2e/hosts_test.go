@@ -28,7 +28,7 @@ var networks int
 
 // newNetwork makes a bridge with the given range, or for "" with the first free one of 10.83.0.0/16.
 // Addresses that the test does not choose come from the range automatic, if given.
-func newNetwork(t *testing.T, prefix, automatic string) network {
+func newNetwork(t *testing.T, prefix, automatic string, options ...string) network {
 	t.Helper()
 	networks++
 	n := network{name: fmt.Sprintf("footfall-e2e-%s-%d", pid, networks)}
@@ -40,7 +40,7 @@ func newNetwork(t *testing.T, prefix, automatic string) network {
 		}
 	}
 	for begin := time.Now(); ; time.Sleep(time.Second) { // another run on this machine has the range
-		err := n.create(t, candidates, automatic)
+		err := n.create(t, candidates, automatic, options...)
 		if err == nil {
 			return n
 		}
@@ -49,11 +49,11 @@ func newNetwork(t *testing.T, prefix, automatic string) network {
 }
 
 // create makes the network with the first range that is free.
-func (n *network) create(t *testing.T, candidates []string, automatic string) (err error) {
+func (n *network) create(t *testing.T, candidates []string, automatic string, options ...string) (err error) {
 	t.Helper()
 	for _, c := range candidates {
 		n.prefix = netip.MustParsePrefix(c)
-		args := []string{"network", "create", "--label", label + "=" + pid, "--subnet", c, "--gateway", n.addr(1)} // else it is the first of --ip-range
+		args := append([]string{"network", "create", "--label", label + "=" + pid, "--subnet", c, "--gateway", n.addr(1)}, options...) // else it is the first of --ip-range
 		if automatic != "" {
 			args = append(args, "--ip-range", automatic)
 		}

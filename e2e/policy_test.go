@@ -167,6 +167,8 @@ func (r request) needs() ([]need, error) {
 		return []need{{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + "::parameter" + what.Name}}}}, nil
 	case r.Service == "rds":
 		return rdsNeeds(form), nil
+	case r.Service == "elasticloadbalancing":
+		return elbNeeds(form), nil
 	case r.Service == "monitoring":
 		return []need{{"cloudwatch:" + action, anything}}, nil
 	case r.Service == "s3":
@@ -392,9 +394,12 @@ func TestPolicies(t *testing.T) {
 	ours, theirs := tags{"aws:ResourceTag/project": "footfall"}, tags{"aws:ResourceTag/project": "another"}
 	door := tags{"aws:ResourceTag/project": "footfall", "aws:ResourceTag/Name": "footfall-operators"}
 	policies := map[string]policy{"provision": readPolicy(t, "files/provision-policy.json"), "deploy": readPolicy(t, "files/deploy-policy.json"),
-		"host": readPolicy(t, "templates/host-policy.json"), "zones": readPolicy(t, "files/zones-policy.json")}
+		"host": readPolicy(t, "templates/host-policy.json"), "zones": readPolicy(t, "files/zones-policy.json"), "balancer": readPolicy(t, "files/balancer-policy.json")}
 	rds := func(action, kind, name string) need {
 		return need{"rds:" + action, []target{{arn: "arn:aws:rds:" + region + ":" + account + ":" + kind + ":" + name}}}
+	}
+	elb := func(action, name string) need {
+		return need{"elasticloadbalancing:" + action, []target{{arn: "arn:aws:elasticloadbalancing:" + region + ":" + account + ":" + name}}}
 	}
 	ssm := func(action, name string) need {
 		return need{"ssm:" + action, []target{{arn: "arn:aws:ssm:" + region + ":" + account + ":parameter" + name}}}
@@ -457,6 +462,11 @@ func TestPolicies(t *testing.T) {
 		{"restart the managed database", rds("RebootDBInstance", "db", "footfall"), ""},
 		{"read the managed database's password", ssm("GetParameter", "/footfall/rds/master"), "zones"},
 		{"read another secret", ssm("GetParameter", "/another/secret"), ""},
+		{"take hosts out of the balancer", elb("DeregisterTargets", "targetgroup/footfall-80/x"), "balancer"},
+		{"send the balancer's visitors elsewhere", elb("CreateListener", "loadbalancer/net/footfall/x"), "balancer"},
+		{"take hosts out of another balancer", elb("DeregisterTargets", "targetgroup/footfall-of-another/x"), ""},
+		{"remove another balancer", elb("DeleteLoadBalancer", "loadbalancer/net/another/x"), ""},
+		{"remove another kind of balancer", elb("DeleteLoadBalancer", "loadbalancer/app/footfall/x"), ""},
 		{"make another service's role", iam("CreateServiceLinkedRole", "role/aws-service-role/ecs.amazonaws.com/AWSServiceRoleForECS"), ""},
 		{"hand the role on", iam("PassRole", "role/footfall-backup"), "provision"},
 	} {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -52,6 +53,7 @@ type service struct {
 	first    play     // the site.yml that brought it up
 	settings []string // arguments of every playbook
 	operator *operator
+	front    string // where visitors come in, if not at the edge
 }
 
 // converged is a service on two hosts that site.yml has just brought up.
@@ -79,7 +81,7 @@ func converged(t *testing.T) *service {
 // edge is the host that the visitors reach, and the database's.
 func (s *service) edge() *host { return s.hosts[0] }
 
-func (s *service) url(path string) string { return "http://" + s.edge().ip + path }
+func (s *service) url(path string) string { return cmp.Or(s.front, "http://"+s.edge().ip) + path }
 
 // play runs a playbook on the service, which may fail.
 func (s *service) play(t *testing.T, playbook string, args ...string) play {
