@@ -147,7 +147,7 @@ E2E_database   := ^Test(Database|UpgradePostgres)$$
 E2E_cloud      := ^Test(Policies|Provision)$$
 E2E_monitoring := ^TestMonitoring$$
 E2E_patroni    := ^TestPatroni$$
-E2E_zones      := ^TestRDS$$
+E2E_zones      := ^Test(RDS|Balancer)$$
 E2E_browser    := ^TestBrowsers$$
 E2E_page       := ^TestPage$$
 every          := Makefile go.mod e2e/main_test.go e2e/engine_test.go e2e/hosts_test.go e2e/controller_test.go e2e/images
@@ -164,7 +164,7 @@ ABOUT_monitoring := $(every) metrics.go ansible/roles/monitoring ansible/library
 ABOUT_patroni    := $(every) store.go recorder.go batch.go e2e/patroni_test.go e2e/patroni.yml
 ABOUT_browser    := $(every) *.go internal assets e2e/browser e2e/browser_test.go
 ABOUT_page       := $(ABOUT_browser) e2e/page_test.go
-ABOUT_zones      := $(ABOUT_cloud) ansible/roles/rds ansible/roles/app e2e/rds_test.go e2e/pair_test.go
+ABOUT_zones      := $(ABOUT_cloud) ansible/roles/rds ansible/roles/app e2e/rds_test.go e2e/pair_test.go e2e/balancer_test.go
 
 .PHONY: e2e
 e2e: ## real hosts, containers, deployments and a browser; as root, 80 minutes on two cores; PART=deploy for one part
