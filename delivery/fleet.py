@@ -49,6 +49,16 @@ def age(seconds):
     return f"{seconds:.0f}s"
 
 
+def endures(rows):
+    """Behind a balancer: whether any one host may end at any time, and what is missing for that to be true."""
+    missing = [f"{r['host']} is not ready" for r in rows if not r.get("ready")] + (["there is one host"] if len(rows) < 2 else [])
+    named = [r for r in rows if r.get("certificate_days") is not None]
+    missing += [f"{r['host']} has no certificate" for r in rows if named and r not in named]
+    standby = [r["standby"] for r in rows if r.get("standby") is not None]
+    missing += ["the managed database has no standby"] if standby and not all(standby) else []
+    return "any host may end at any time: " + ("no, " + "; ".join(missing) if missing else "yes" if standby else "yes, if the database has a standby")
+
+
 def status(arguments):
     found, rows = hosts(), []
     for (name, _), ((out, err), code) in zip(found, ask(found, "status")):
@@ -81,8 +91,12 @@ def status(arguments):
         wide = [max(len(str(row[i])) for row in table) for i in range(len(table[0]))]
         for row in table:
             print("  ".join(str(cell).ljust(w) for cell, w in zip(row, wide)).rstrip())
-        print("lock:", "unknown" if "error" in rows[0] else rows[0]["lock"] or "free")  # the first host has it
-        if rows[0].get("standby") is not None:
+        balanced = any(r.get("balanced") for r in rows)  # then every host has the lock, else the first one
+        held = [r["lock"] for r in (rows if balanced else rows[:1]) if "error" not in r]
+        print("lock:", next(filter(None, held), "free") if held else "unknown")
+        if balanced:
+            print(endures(rows))
+        elif rows[0].get("standby") is not None:
             print(f"a lost host: the count is in {'two zones' if rows[0]['standby'] else 'one zone'}; {rows[0]['host']} still has the edge, the lock, the audit log and the monitoring")
     return any(r["red"] for r in rows)
 
@@ -109,10 +123,15 @@ def logs(arguments):
 
 
 def audit(found):
-    (out, err), code = ask(found[:1], "history")[0]
-    if code:
-        sys.exit(f"fleet.py: {found[0][0]}: {err.strip()}")
-    return [json.loads(line) for line in out.splitlines()]
+    """The first host's log, and before it, if that host was made later than another, the longest one's."""
+    answers = ask(found, "history")
+    logs = [[json.loads(line) for line in out.splitlines()] for (out, _), _ in answers]
+    if not any(logs):
+        sys.exit(f"fleet.py: {found[0][0]}: {answers[0][0][1].strip()}")
+    first = next(filter(None, logs))
+    when = lambda entry: datetime.datetime.fromisoformat(entry["at"])
+    begin = when(first[0]) - datetime.timedelta(minutes=1)  # each host notes the end of a deployment by its own clock
+    return [entry for entry in max(logs, key=len) if when(entry) < begin] + first
 
 
 def show(entries):

@@ -117,6 +117,14 @@ func TestBalancer(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, totals{before.Visits + 7, before.Visitors + 1}, s.totals(t), "another address is another visitor")
 	})
+	ok = ok && t.Run("status", func(t *testing.T) {
+		for _, h := range s.hosts[:2] {
+			h.must(t, "systemctl start footfall-rds.service")
+		}
+		out, err := c.inController(t, balancerID, "../delivery/fleet.py status")
+		require.NoError(t, err, out)
+		assert.Contains(t, out, "any host may end at any time: yes\n")
+	})
 	ok = ok && t.Run("each host killed in turn", func(t *testing.T) {
 		all := s.hosts
 		for i, h := range all {
@@ -154,6 +162,10 @@ func TestBalancer(t *testing.T) {
 				_, err := s.hosts[2].sh("docker ps --format '{{.Image}}' | grep :" + s.version)
 				return err
 			})
+			for _, h := range s.hosts {
+				_, err := h.sh("! flock --nonblock /run/footfall.lock true")
+				assert.NoError(t, err, "%s has the lock too", h.name)
+			}
 			kill(t, s.hosts[2])
 			assert.Error(t, (<-ended).Err)
 			for _, h := range s.hosts[:2] {
@@ -175,6 +187,10 @@ func TestBalancer(t *testing.T) {
 			require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil), "it is not protected")
 			deployed := try(t, "deploy.yml", "-e", "version="+upgrade)
 			deployed.require(t)
+			out, err := c.inController(t, balancerID, "../delivery/fleet.py status; ../delivery/fleet.py history")
+			require.NoError(t, err, out)
+			assert.Contains(t, out, "any host may end at any time: no, there is one host")
+			assert.Contains(t, out, s.version+" -> "+upgrade)
 			run(t, "site.yml", "-e", "node_count=3", "-e", "version="+upgrade)
 		})
 		require.Len(t, s.hosts, 3)
@@ -182,6 +198,9 @@ func TestBalancer(t *testing.T) {
 			c.balancer.await(t, h.ip, true)
 		}
 		assert.NotEqual(t, first.ID, c.instances(t)["footfall-1"].ID)
+		out, err := c.inController(t, balancerID, "../delivery/fleet.py history")
+		require.NoError(t, err, out)
+		assert.Contains(t, out, s.version+" -> "+upgrade, "what is older than the new first host")
 	})
 	named := []string{"-e", "domain=" + cloudDomain, "-e", "dns_zone=" + cloudZone, "-e", "acme_email=ops@example.org", "-e", "version=" + upgrade,
 		"-e", "acme_server=https://" + c.acme.ip + ":14000/dir", "-e", "acme_ca_bundle=/etc/ssl/acme-api.pem"}

@@ -148,14 +148,18 @@ func (c *cloud) runsFromAnywhere(t *testing.T, settings []string) {
 	assert.NoError(t, err, "nothing stays behind")
 }
 
-// inController runs a script in ansible/ as make does, with an access key. The inventory's address of the first host is moto's,
-// which leads nowhere for SSH.
+// inController runs a script in ansible/ as make does, with an access key. The inventory's addresses are moto's,
+// which lead nowhere for SSH.
 func (c *cloud) inController(t *testing.T, accessKey, script string) (string, error) {
 	t.Helper()
 	operator, err := key()
 	require.NoError(t, err)
 	inventory := filepath.Join(shared(), "private.ini")
-	require.NoError(t, os.WriteFile(inventory, []byte("footfall-1 ansible_host="+c.instances(t)["footfall-1"].IP+"\n"), 0o600))
+	var private strings.Builder
+	for name, i := range c.instances(t) {
+		fmt.Fprintf(&private, "%s ansible_host=%s\n", name, i.IP)
+	}
+	require.NoError(t, os.WriteFile(inventory, []byte(private.String()), 0o600))
 	command := []string{"exec", "--workdir", filepath.Join(repoDir(), "ansible"), "--env", "ANSIBLE_PRIVATE_KEY_FILE=" + operator,
 		"--env", "ANSIBLE_INVENTORY=inventory/aws_ec2.yml," + inventory}
 	for _, e := range c.env(accessKey) {
