@@ -149,9 +149,10 @@ func TestBalancer(t *testing.T) {
 		comeBack(t, h)
 	})
 	const upgrade = "99.9.0"
+	var archived []string // what brings it
 	ok = ok && t.Run("a deployment", func(t *testing.T) {
 		variant(t, upgrade, func(string) {})
-		archived := []string{"-e", "version=" + upgrade, "-e", "app_image_archive=" + archive(t, appImage()+":"+upgrade)}
+		archived = []string{"-e", "version=" + upgrade, "-e", "app_image_archive=" + archive(t, appImage()+":"+upgrade)}
 		meanwhile(t, "deploy.yml behind the balancer", 0, func() { run(t, "deploy.yml", archived...) })
 		assert.Equal(t, []string{upgrade, upgrade, upgrade}, s.running(t))
 		meanwhile(t, "deploy.yml back, footfall-3 killed meanwhile", 40, func() {
@@ -191,7 +192,7 @@ func TestBalancer(t *testing.T) {
 			require.NoError(t, err, out)
 			assert.Contains(t, out, "any host may end at any time: no, there is one host")
 			assert.Contains(t, out, s.version+" -> "+upgrade)
-			run(t, "site.yml", "-e", "node_count=3", "-e", "version="+upgrade)
+			run(t, "site.yml", append(archived, "-e", "node_count=3")...)
 		})
 		require.Len(t, s.hosts, 3)
 		for _, h := range s.hosts {
