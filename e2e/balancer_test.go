@@ -438,6 +438,8 @@ func (c *cloud) leading() string {
 	}
 	return `cat > /usr/local/sbin/e2e-lead <<'SCRIPT'
 #!/bin/sh
+rule='OUTPUT -d 169.254.169.254 -p tcp --dport 80 -j DNAT --to ` + c.metadata + `'
+iptables -t nat -C $rule 2>/dev/null || iptables -t nat -A $rule
 ip route replace ` + c.balancer.clients.prefix.Masked().String() + " via " + c.balancer.inside + "\n" + c.resolving() + `SCRIPT
 cat > /etc/systemd/system/e2e-lead.service <<'UNIT'
 [Unit]
@@ -446,10 +448,9 @@ Before=docker.service nginx.service
 [Service]
 Type=oneshot
 ExecStart=/bin/sh /usr/local/sbin/e2e-lead
-[Install]
-WantedBy=multi-user.target
 UNIT
-systemctl --quiet enable e2e-lead
+mkdir -p /etc/systemd/system/multi-user.target.wants
+ln -sf ../e2e-lead.service /etc/systemd/system/multi-user.target.wants/
 sh /usr/local/sbin/e2e-lead
 `
 }
