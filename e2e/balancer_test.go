@@ -206,6 +206,12 @@ func TestBalancer(t *testing.T) {
 		require.NoError(t, err, out)
 		assert.Contains(t, out, s.version+" -> "+upgrade, "what is older than the new first host")
 	})
+	browse := func(t *testing.T) {
+		t.Helper()
+		page, err := c.inController(t, "", "curl --silent --show-error --fail --location http://"+cloudDomain+"/")
+		require.NoError(t, err)
+		assert.Contains(t, page, "You have visited this page")
+	}
 	named := []string{"-e", "domain=" + cloudDomain, "-e", "dns_zone=" + cloudZone, "-e", "acme_email=ops@example.org", "-e", "version=" + upgrade,
 		"-e", "acme_server=https://" + c.acme.ip + ":14000/dir", "-e", "acme_ca_bundle=/etc/ssl/acme-api.pem"}
 	t.Run("a name, and a certificate on every host", func(t *testing.T) {
@@ -216,12 +222,35 @@ func TestBalancer(t *testing.T) {
 			c.balancer.await(t, h.ip+":443", true)
 		}
 		for range 6 { // whichever host it comes to
-			page, err := c.inController(t, "", "curl --silent --show-error --fail --location http://"+cloudDomain+"/")
-			require.NoError(t, err)
-			assert.Contains(t, page, "You have visited this page")
+			browse(t)
 		}
 		p = run(t, "site.yml", named...)
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
+	})
+	t.Run("back to one edge, and behind the balancer again", func(t *testing.T) {
+		leads := func(to string) {
+			t.Helper()
+			records, err := c.records()
+			require.NoError(t, err)
+			assert.Equal(t, to, records[cloudDomain])
+			browse(t)
+		}
+		run(t, "site.yml", append(named, "-e", "balancer=false")...)
+		groups, err := c.targetGroups()
+		require.NoError(t, err)
+		assert.Empty(t, groups)
+		require.NotEmpty(t, c.address(t))
+		leads(c.address(t))
+		_, err = s.hosts[1].sh("! systemctl is-enabled footfall-rds.timer footfall-certificate.timer")
+		assert.NoError(t, err, "the first host's work is its own again")
+		p := run(t, "site.yml", named...)
+		assert.Zero(t, p.Changed, "%v", p.Tasks)
+
+		run(t, "site.yml", append(named, "-e", "balancer=true")...)
+		for _, h := range s.hosts {
+			c.balancer.await(t, h.ip+":443", true)
+		}
+		leads(c.balancer.ip)
 	})
 	t.Run("destroyed", func(t *testing.T) {
 		run(t, "destroy.yml", slices.Concat(named, []string{"-e", "project=footfall", "-e", "balancer=true", "-e", "destroy_data=true"})...)
