@@ -118,14 +118,17 @@ func TestBalancer(t *testing.T) {
 		all := s.hosts
 		for i, h := range all {
 			s.hosts = slices.Concat(all[i+1:], all[:i+1]) // the first one is asked for the recount
-			meanwhile(t, h.name+" killed behind the balancer", 40, func() { kill(t, h) })
-			comeBack(t, h)
+			func() {
+				defer comeBack(t, h)
+				meanwhile(t, h.name+" killed behind the balancer", 40, func() { kill(t, h) })
+			}()
 		}
 		s.hosts = all
 	})
 	t.Run("the zone of the first host and the writer killed", func(t *testing.T) {
 		h := s.hosts[0]
 		defer func() { s.hosts = append([]*host{h}, s.hosts...) }()
+		defer comeBack(t, h)
 		s.hosts = s.hosts[1:]
 		meanwhile(t, "a zone killed: footfall-1 and the database's writer, its name moved at once", 200, func() {
 			_, err := docker("kill", h.container)
@@ -135,7 +138,6 @@ func TestBalancer(t *testing.T) {
 			c.balancer.await(t, h.ip, false)
 			s.awaitPage(t, time.Minute, "the page counts with the standby")
 		})
-		comeBack(t, h)
 	})
 	t.Run("again, and not told", func(t *testing.T) {
 		p := run(t, "site.yml")
@@ -280,6 +282,7 @@ type balancer struct {
 	mu     sync.Mutex
 	health map[string]int // by address and port: checks in a row with this result, negative for failed
 	good   map[string]bool
+	served map[string]bool // who gets new connections
 }
 
 func (c *cloud) startBalancer(t *testing.T) {
@@ -422,6 +425,7 @@ func (b *balancer) check(groups []targetGroup, checked map[string]time.Time) {
 func (b *balancer) route(groups []targetGroup, before string) (string, error) {
 	b.mu.Lock()
 	var rules strings.Builder
+	served := map[string]bool{}
 	rules.WriteString("*nat\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n")
 	for _, g := range groups {
 		to := slices.DeleteFunc(slices.Clone(g.targets), func(ip string) bool { return !b.good[ip+":"+g.Port] })
@@ -430,6 +434,7 @@ func (b *balancer) route(groups []targetGroup, before string) (string, error) {
 		}
 		slices.Sort(to)
 		for i, ip := range to {
+			served[ip+":"+g.Port] = true
 			fmt.Fprintf(&rules, "-A PREROUTING -d %s -p tcp --dport %s -m statistic --mode random --probability %.4f -j DNAT --to %s\n", b.ip, g.Port, 1/float64(len(to)-i), ip)
 		}
 	}
@@ -439,20 +444,25 @@ func (b *balancer) route(groups []targetGroup, before string) (string, error) {
 	if rules.String() == before {
 		return before, nil
 	}
-	_, err := shIn([]byte(rules.String()), "docker", "exec", "-i", b.container, "iptables-restore")
-	return rules.String(), err
+	if _, err := shIn([]byte(rules.String()), "docker", "exec", "-i", b.container, "iptables-restore"); err != nil {
+		return "", err
+	}
+	b.mu.Lock()
+	b.served = served
+	b.mu.Unlock()
+	return rules.String(), nil
 }
 
-// await waits until a target is judged healthy, or not; a target without a port is the one of port 80.
-func (b *balancer) await(t *testing.T, target string, good bool) {
+// await waits until a target gets new connections, or none; a target without a port is the one of port 80.
+func (b *balancer) await(t *testing.T, target string, served bool) {
 	t.Helper()
 	if !strings.Contains(target, ":") {
 		target += ":80"
 	}
-	eventually(t, 2*time.Minute, fmt.Sprintf("%s is healthy: %t", target, good), func() error {
+	eventually(t, 2*time.Minute, fmt.Sprintf("%s is healthy: %t", target, served), func() error {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.good[target] != good {
+		if b.served[target] != served {
 			return fmt.Errorf("checks in a row: %d", b.health[target])
 		}
 		return nil
