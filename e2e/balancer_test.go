@@ -164,15 +164,17 @@ func TestBalancer(t *testing.T) {
 		meanwhile(t, "deploy.yml back, footfall-3 killed meanwhile", 40, func() {
 			ended := make(chan play, 1)
 			go func() { ended <- try(t, "deploy.yml", "-e", "version="+s.version, "-e", "back=true") }()
+			for _, h := range s.hosts {
+				eventually(t, 5*time.Minute, h.name+" has the lock", func() error {
+					_, err := h.sh("! flock --nonblock /run/footfall.lock true")
+					return err
+				})
+			}
 			eventually(t, 5*time.Minute, "the release is about to be switched", func() error {
 				require.Empty(t, ended, "the run ended before")
 				_, err := s.hosts[2].sh("docker ps --format '{{.Image}}' | grep :" + s.version)
 				return err
 			})
-			for _, h := range s.hosts {
-				_, err := h.sh("! flock --nonblock /run/footfall.lock true")
-				assert.NoError(t, err, "%s has the lock too", h.name)
-			}
 			kill(t, s.hosts[2])
 			assert.Error(t, (<-ended).Err)
 			for _, h := range s.hosts[:2] {
