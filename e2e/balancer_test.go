@@ -504,6 +504,7 @@ func elbNeeds(form url.Values) []need {
 	prefix := "arn:aws:elasticloadbalancing:" + region + ":" + account + ":"
 	for _, p := range []string{"TargetGroupArn", "LoadBalancerArn", "ListenerArn", "ResourceArns.member.1"} {
 		if arn := form.Get(p); arn != "" {
+			arn = strings.Replace(arn, "loadbalancer/app/", "loadbalancer/net/", 1) // moto names each kind so
 			own.targets = append(own.targets, target{arn: arn})
 		}
 	}
