@@ -133,6 +133,7 @@ func TestRDS(t *testing.T) {
 		assert.Equal(t, "active", s.edge().must(t, "systemctl is-active footfall-rds.timer"))
 		require.NoError(t, c.query("monitoring", "2010-08-01", "PutMetricData", url.Values{"Namespace": {"AWS/RDS"},
 			"MetricData.member.1.MetricName": {"FreeStorageSpace"}, "MetricData.member.1.Value": {"1500000000"},
+			"MetricData.member.1.Timestamp":                {time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)}, // the question ends with the last whole second
 			"MetricData.member.1.Dimensions.member.1.Name": {"DBInstanceIdentifier"}, "MetricData.member.1.Dimensions.member.1.Value": {"footfall"}}, nil))
 		require.NoError(t, c.rds("ModifyDBInstance", url.Values{"DBInstanceIdentifier": {"footfall"}, "MultiAZ": {"false"}}, nil))
 		look(fmt.Sprintf("standby 0\n"+sizes, "1500000000.0"))
