@@ -24,15 +24,10 @@ const balancerID = "AKIAFOOTFALLE2EBALANCER0"
 // TestBalancer runs three hosts behind a balancer with the managed database, kills each of them, the writer with one of
 // them, deploys, removes and adds hosts while visitors come, and takes everything down.
 func TestBalancer(t *testing.T) {
-	c := startCloud(t)
-	c.names = startResolver(t, c.network)
-	for _, name := range []string{"truststore.pki.rds", "rds." + region, "monitoring." + region} {
-		c.names.point(name+".amazonaws.com", c.network.addr(1))
-	}
+	c, settings := startZones(t)
 	c.startBalancer(t)
 	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t), front: "http://" + c.balancer.ip}
-	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)), "-e", "requests_per_second=100000",
-		"-e", "backup_s3_endpoint=" + c.bucket.endpoint, "-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "monitoring=false", "-e", "database=rds"}
+	settings = append(settings, "-e", "database=rds")
 	try := func(t *testing.T, playbook string, args ...string) play {
 		t.Helper()
 		return c.ansibleAs(t, balancerID, playbook, slices.Concat(settings, args)...)

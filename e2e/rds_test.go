@@ -19,17 +19,23 @@ import (
 // zonesID is the access key of an operator who has zones-policy.json beside provision-policy.json.
 const zonesID = "AKIAFOOTFALLE2EZONES0000"
 
-// TestRDS moves the count of a running page to a managed database and back while visitors come, cuts a move off, kills
-// the writer, loses the first host, and takes everything down.
-func TestRDS(t *testing.T) {
+// startZones is a cloud whose managed databases have names, and the settings of each playbook's run there.
+func startZones(t *testing.T) (*cloud, []string) {
+	t.Helper()
 	c := startCloud(t)
 	c.names = startResolver(t, c.network)
 	for _, name := range []string{"truststore.pki.rds", "rds." + region, "monitoring." + region} {
 		c.names.point(name+".amazonaws.com", c.network.addr(1))
 	}
-	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
-	settings := []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)), "-e", "requests_per_second=100000",
+	return c, []string{"-e", "app_image=" + appImage(), "-e", "app_image_archive=" + archive(t, release(t)), "-e", "requests_per_second=100000",
 		"-e", "backup_s3_endpoint=" + c.bucket.endpoint, "-e", "backup_s3_ca=/etc/ssl/bucket.pem", "-e", "monitoring=false"}
+}
+
+// TestRDS moves the count of a running page to a managed database and back while visitors come, cuts a move off, kills
+// the writer, loses the first host, and takes everything down.
+func TestRDS(t *testing.T) {
+	c, settings := startZones(t)
+	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t)}
 	try := func(t *testing.T, playbook string, args ...string) play {
 		t.Helper()
 		p := c.ansibleAs(t, zonesID, playbook, slices.Concat(settings, args)...)
