@@ -27,7 +27,7 @@ func TestBalancer(t *testing.T) {
 	c, settings := startZones(t)
 	c.startBalancer(t)
 	s := &service{fleet: &fleet{network: c.network}, version: repoVersion(t), front: "http://" + c.balancer.ip}
-	settings = append(settings, "-e", "database=rds")
+	settings = append(settings, "-e", "database=rds", "-e", "monitoring=true")
 	try := func(t *testing.T, playbook string, args ...string) play {
 		t.Helper()
 		return c.ansibleAs(t, balancerID, playbook, slices.Concat(settings, args)...)
@@ -194,6 +194,10 @@ func TestBalancer(t *testing.T) {
 			require.NoError(t, err, out)
 			assert.Contains(t, out, "any host may end at any time: no, there is one host")
 			assert.Contains(t, out, s.version+" -> "+upgrade)
+			eventually(t, 2*time.Minute, "footfall-2 watches too", func() error {
+				_, err := s.hosts[1].sh(`curl -sf http://127.0.0.1:9090/api/v1/alerts | grep -o '{[^{}]*FootfallInstanceDown[^{}]*}' | grep '"instance":"footfall-1"'`)
+				return err
+			})
 			run(t, "site.yml", append(archived, "-e", "node_count=3")...)
 		})
 		require.Len(t, s.hosts, 3)
@@ -204,6 +208,18 @@ func TestBalancer(t *testing.T) {
 		out, err := c.inController(t, balancerID, "../delivery/fleet.py history")
 		require.NoError(t, err, out)
 		assert.Contains(t, out, s.version+" -> "+upgrade, "what is older than the new first host")
+	})
+	t.Run("another machine for the first host", func(t *testing.T) {
+		first := c.instances(t)["footfall-1"]
+		meanwhile(t, "replace.yml of footfall-1 behind the balancer", 0, func() {
+			run(t, "replace.yml", append(archived, "-e", "host=footfall-1")...)
+		})
+		require.Len(t, s.hosts, 3)
+		assert.NotEqual(t, first.ID, c.instances(t)["footfall-1"].ID)
+		for _, h := range s.hosts {
+			c.balancer.await(t, h.ip, true)
+		}
+		assert.Equal(t, []string{upgrade, upgrade, upgrade}, s.running(t))
 	})
 	browse := func(t *testing.T) {
 		t.Helper()
@@ -240,7 +256,8 @@ func TestBalancer(t *testing.T) {
 		assert.Empty(t, groups)
 		require.NotEmpty(t, c.address(t))
 		leads(c.address(t))
-		_, err = s.hosts[1].sh("! systemctl is-enabled footfall-rds.timer footfall-certificate.timer")
+		const watch = "footfall-rds.timer footfall-certificate.timer prometheus prometheus-alertmanager prometheus-blackbox-exporter"
+		_, err = s.hosts[1].sh("! systemctl is-enabled " + watch + " && ! systemctl is-active " + watch)
 		assert.NoError(t, err, "the first host's work is its own again")
 		p := run(t, "site.yml", named...)
 		assert.Zero(t, p.Changed, "%v", p.Tasks)
@@ -250,6 +267,9 @@ func TestBalancer(t *testing.T) {
 			c.balancer.await(t, h.ip+":443", true)
 		}
 		leads(c.balancer.ip)
+		for _, h := range s.hosts[:2] {
+			h.must(t, "for unit in "+watch+"; do systemctl is-active $unit || exit 1; done")
+		}
 	})
 	t.Run("destroyed", func(t *testing.T) {
 		run(t, "destroy.yml", slices.Concat(named, []string{"-e", "project=footfall", "-e", "balancer=true", "-e", "destroy_data=true"})...)
