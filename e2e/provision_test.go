@@ -128,13 +128,15 @@ func TestProvision(t *testing.T) {
 		assert.Regexp(t, `(?m)^footfall-1 +(blue|green) +`+s.version+` +yes +\d+[smh] +\S+ +44d +\d+% +\d+[smh] +- *$`, out)
 	})
 	ok = ok && t.Run("the record of the name", func(t *testing.T) { testRecord(t, c, machines) })
-	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
+	// loseFirst ends the first host, and has site.yml make it again on its address and its volume.
+	loseFirst := func(t *testing.T, what string, args ...string) {
+		t.Helper()
 		require.NoError(t, c.call("ModifyInstanceAttribute", url.Values{"InstanceId": {first.ID}, "DisableApiTermination.Value": {"false"}}, nil))
 		const totals = "SELECT visits, visitors FROM totals"
 		before, address, data := s.sql(t, totals), c.address(t), c.volumes(t, "footfall-data")[0]
 		require.NoError(t, c.call("TerminateInstances", url.Values{"InstanceId.1": {first.ID}}, nil))
-		p := site(t, slices.Concat(older, named, []string{"-e", "aws_zone=c"})...) // its volume's zone comes first
-		record("the first host lost, made again, with its certificate", 0, 0, p.Took, "same address, same data volume, lost 0")
+		p := site(t, args...)
+		record(what, 0, 0, p.Took, "same address, same data volume, lost 0")
 		second := c.instances(t)["footfall-1"]
 		assert.NotEqual(t, first.ID, second.ID)
 		assert.Equal(t, address, second.Public)
@@ -142,8 +144,11 @@ func TestProvision(t *testing.T) {
 		assert.NotEqual(t, first.tag("ssh_host_key"), second.tag("ssh_host_key"))
 		assert.Equal(t, before, s.sql(t, totals))
 		s.recount(t)
-		assert.Contains(t, browse(t), "You have visited this page")
 		first = second
+	}
+	ok = ok && t.Run("the data outlive the host", func(t *testing.T) {
+		loseFirst(t, "the first host lost, made again, with its certificate", slices.Concat(older, named, []string{"-e", "aws_zone=c"})...) // its volume's zone comes first
+		assert.Contains(t, browse(t), "You have visited this page")
 	})
 	ok = ok && t.Run("the name taken away", func(t *testing.T) {
 		again(t, site(t, slices.Concat(older, []string{"-e", "monitoring=true", "-e", "acme_email=ops@example.org",
@@ -198,6 +203,15 @@ func TestProvision(t *testing.T) {
 		p := c.ansible(t, playbook, "-e", "ssh_over=private") // no rule of a firewall is asked for
 		p.require(t)
 		assert.Contains(t, p.Output, "order footfall-1 footfall-2 footfall-3")
+	})
+	ok = ok && t.Run("the first of three hosts is lost", func(t *testing.T) {
+		loseFirst(t, "the first of three hosts lost, made again", older...)
+		require.Len(t, s.hosts, 3)
+		for _, h := range s.hosts[1:] {
+			h.must(t, "! test -e /srv/footfall/postgresql")
+		}
+		assert.Contains(t, s.visit(t), "You have visited this page")
+		again(t, site(t, older...))
 	})
 	ok = ok && t.Run("one host alone", func(t *testing.T) {
 		for _, playbook := range []string{"site.yml", "deploy.yml"} {
