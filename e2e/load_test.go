@@ -29,6 +29,7 @@ type loadResult struct {
 	Counted  int            // GETs answered 200: visits the service must have counted
 	Failed   int            // all without the wanted answer
 	Reasons  map[string]int // what they got instead, and how often
+	From, To time.Time      // when the first of them began and the last was answered, to be looked up in the play's log
 	Slowest  time.Duration
 	Away     time.Duration // the longest time between two GETs that were answered 200
 	Took     time.Duration
@@ -45,7 +46,8 @@ func (r loadResult) failedGETs() (n int) {
 }
 
 func (r loadResult) String() string {
-	return fmt.Sprintf("%d requests, %d failed %v, slowest %s, in %.1f s", r.Requests, r.Failed, r.Reasons, r.Slowest.Round(time.Millisecond), r.Took.Seconds())
+	return fmt.Sprintf("%d requests, %d failed %v from %s to %s, slowest %s, in %.1f s", r.Requests, r.Failed, r.Reasons,
+		r.From.Format(time.TimeOnly), r.To.Format(time.TimeOnly), r.Slowest.Round(time.Millisecond), r.Took.Seconds())
 }
 
 // startLoad begins asking for url with so many clients, each waiting pause between two requests.
@@ -106,6 +108,10 @@ func (l *load) one(ctx context.Context, client *http.Client, method, url string)
 	l.result.Slowest = max(l.result.Slowest, time.Since(begin))
 	switch {
 	case reason != "":
+		if l.result.Failed == 0 {
+			l.result.From = begin
+		}
+		l.result.To = time.Now()
 		l.result.Failed++
 		l.result.Reasons[reason]++
 	case method == http.MethodGet:
