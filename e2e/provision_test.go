@@ -263,6 +263,7 @@ func TestProvision(t *testing.T) {
 	})
 	ok = ok && t.Run("the volume grows", func(t *testing.T) {
 		assert.Equal(t, []string{"fleet : Grow the data volume to data_size [localhost]"}, machines(t, "-e", "data_size=21").Tasks)
+		assert.Equal(t, "gp3", c.volumes(t, "footfall-data")[0].Type)
 		again(t, machines(t)) // it is not made smaller
 	})
 	ok = ok && t.Run("two instances of one name", func(t *testing.T) {
