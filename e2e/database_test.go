@@ -28,7 +28,7 @@ func TestDatabase(t *testing.T) {
 	plug := func() { s.edge().must(t, "mknod /dev/nvme1n1 b 7 "+strings.TrimPrefix(volume.loop, "/dev/loop")) }
 	newVolume := func(name string) {
 		var err error
-		volume, err = newDevice(os.TempDir(), name, 8<<30)
+		volume, err = newDevice(name, 8<<30)
 		require.NoError(t, err)
 		plug()
 	}

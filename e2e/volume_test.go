@@ -38,7 +38,7 @@ func (c *cloud) attach() error {
 		}
 		if d == nil {
 			var err error
-			if d, err = newDevice("/dev/shm", v.ID, 2<<30); err != nil {
+			if d, err = newDevice(v.ID, 2<<30); err != nil {
 				return err
 			}
 			c.devices[v.ID] = d
@@ -53,11 +53,9 @@ func (c *cloud) attach() error {
 	return nil
 }
 
-// newDevice makes a blank disk, whose file is in dir. It is gone at the end of the run, or at the begin of the next (sweepDevices).
-// In /dev/shm it is a disk of its own, as a volume of EC2 is: on the disk that all hosts share here, a commit
-// waits while a new host installs its packages.
-func newDevice(dir, id string, size int64) (*device, error) {
-	path := filepath.Join(dir, devicePrefix+pid+"-"+id)
+// newDevice makes a blank disk. It is gone at the end of the run, or at the begin of the next (sweepDevices).
+func newDevice(id string, size int64) (*device, error) {
+	path := filepath.Join(os.TempDir(), devicePrefix+pid+"-"+id)
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		return nil, err
 	}
@@ -76,9 +74,8 @@ const devicePrefix = "footfall-e2e-volume-"
 
 // sweepDevices removes the disks of runs that were killed before they could.
 func sweepDevices() {
-	onDisk, _ := filepath.Glob(filepath.Join(os.TempDir(), devicePrefix+"*"))
-	inMemory, _ := filepath.Glob("/dev/shm/" + devicePrefix + "*")
-	for _, path := range append(onDisk, inMemory...) {
+	paths, _ := filepath.Glob(filepath.Join(os.TempDir(), devicePrefix+"*"))
+	for _, path := range paths {
 		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(path), devicePrefix), "-")
 		if alive(owner) {
 			continue
