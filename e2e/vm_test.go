@@ -322,9 +322,10 @@ func testMemory(t *testing.T, s *service, m *machine) {
 // testMemoryLimit lets the service be over its limit, by a lower one: the kernel kills it, Docker starts it again, with app_memory.
 func testMemoryLimit(t *testing.T, s *service, m *machine) {
 	const limit = "/sys/fs/cgroup$(cut -d : -f 3 /proc/$(docker inspect -f '{{.State.Pid}}' " + live + ")/cgroup)/memory.max"
+	memory := fmt.Sprint(448 << 20) // app_memory of defaults.yml
 	before := s.totals(t)
 	restarts := m.must(t, "docker inspect -f '{{.RestartCount}}' "+live)
-	assert.Equal(t, "268435456", m.must(t, "cat "+limit))
+	assert.Equal(t, memory, m.must(t, "cat "+limit))
 	m.must(t, "echo 1M > "+limit)
 	eventually(t, 3*time.Minute, "the service is killed and started again", func() error {
 		now, err := m.sh("docker inspect -f '{{.RestartCount}}' " + live)
@@ -335,7 +336,7 @@ func testMemoryLimit(t *testing.T, s *service, m *machine) {
 	})
 	m.must(t, "journalctl --boot --dmesg --no-pager --grep 'Memory cgroup out of memory: Killed process .*footfall'")
 	s.awaitPage(t, 3*time.Minute, "the page counts")
-	assert.Equal(t, "268435456", m.must(t, "cat "+limit))
+	assert.Equal(t, memory, m.must(t, "cat "+limit))
 	assert.Equal(t, totals{before.Visits + 1, before.Visitors}, s.totals(t))
 }
 
