@@ -261,6 +261,23 @@ func TestProvision(t *testing.T) {
 		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
 		s.balance(t, "the first host replaced, its volume 20 s late", before, r, 0, p.Took)
 	})
+	ok = ok && t.Run("a machine that does not answer", func(t *testing.T) {
+		const totals = "SELECT visits, visitors FROM totals"
+		before, address, data := s.sql(t, totals), c.address(t), c.volumes(t, "footfall-data")[0]
+		old := c.instances(t)["footfall-1"]
+		_, err := docker("pause", s.edge().container) // EC2 says that it runs
+		require.NoError(t, err)
+		p := c.ansible(t, "replace.yml", slices.Concat(settings, []string{"-e", "host=footfall-1"})...)
+		p.require(t)
+		record("the first host, which does not answer, replaced", 0, 0, p.Took, "same address, same data volume, lost 0")
+		s.hosts = []*host{c.host(t, "footfall-1")}
+		second := c.instances(t)["footfall-1"]
+		assert.NotEqual(t, old.ID, second.ID)
+		assert.Equal(t, address, second.Public)
+		assert.Equal(t, []volume{{data.ID, true, "gp3", second.ID, true}}, c.volumes(t, "footfall-data"))
+		assert.Equal(t, before, s.sql(t, totals))
+		s.recount(t)
+	})
 	ok = ok && t.Run("the volume grows", func(t *testing.T) {
 		assert.Equal(t, []string{"fleet : Grow the data volume to data_size [localhost]"}, machines(t, "-e", "data_size=21").Tasks)
 		assert.Equal(t, "gp3", c.volumes(t, "footfall-data")[0].Type)
