@@ -21,11 +21,12 @@ const speedRuns = 10
 const floor = `source <(sed '/^case/,$d' /usr/local/sbin/footfall-release)
 docker load --quiet --input /run/e2e-image.tar
 install --directory --owner=65532 --group=www-data --mode=0750 $state/floor
+cp -a /etc/footfall/app /etc/footfall/app-floor
 run_arguments floor
 docker run --detach --name footfall-floor "${arguments[@]}" IMAGE
 until ready floor; do sleep 0.1; done
 docker stop footfall-floor`
-const endFloor = "docker rm --force footfall-floor; rm -rf /var/lib/footfall/floor /run/e2e-image.tar"
+const endFloor = "docker rm --force footfall-floor; rm -rf /var/lib/footfall/floor /etc/footfall/app-floor /run/e2e-image.tar"
 
 // testSpeed times deployments of a release that no host has yet, and site.yml without a change, while visitors come.
 func testSpeed(t *testing.T, s *service) {
