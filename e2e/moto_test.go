@@ -76,6 +76,8 @@ const (
 	operatorID = "AKIAFOOTFALLE2EOPERATOR0"
 	deployID   = "AKIAFOOTFALLE2EDEPLOY000"
 	hostID     = "host"
+	// Asks for what is not in the policies.
+	administratorID = "AKIAFOOTFALLE2EADMIN0000"
 )
 
 // authorization is the header from which moto takes where a request of the harness goes, "region/service"; it

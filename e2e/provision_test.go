@@ -297,6 +297,20 @@ func TestProvision(t *testing.T) {
 		assert.Error(t, p.Err)
 		assert.Contains(t, p.Output, "of one name there may be one: footfall-1, footfall-1, footfall-data")
 	})
+	ok = ok && t.Run("an intruder deletes the backups", func(t *testing.T) {
+		s.awaitArchived(t)
+		const repository = "cd / && runuser -u postgres -- pgbackrest --stanza=footfall "
+		s.edge().must(t, "for what in archive backup dump; do "+repository+"repo-rm --recurse $what; done")
+		assert.NotContains(t, s.edge().must(t, repository+"info"), "status: ok")
+		page, err := os.ReadFile(filepath.Join(repoDir(), "ansible/AWS.md"))
+		require.NoError(t, err)
+		block := regexp.MustCompile("(?ms)^```sh\nbucket=\\S+ since=\\S+\n(.*?)^```$").FindStringSubmatch(string(page))
+		require.NotEmpty(t, block)
+		out, err := c.inController(t, administratorID, "set -eu\nexport AWS_REGION="+region+"\nbucket="+fleetBucket+" since="+time.Now().UTC().Add(-time.Minute).Format("2006-01-02T15:04")+"\n"+block[1])
+		require.NoError(t, err, out)
+		assert.Contains(t, s.edge().must(t, repository+"info"), "status: ok")
+		s.edge().must(t, repository+"verify")
+	}) // the next step restores from them
 	ok = ok && t.Run("a lost zone", func(t *testing.T) {
 		s.awaitArchived(t)
 		before, address, left := s.totals(t), c.address(t), c.volumes(t, "footfall-data")[0]
