@@ -215,13 +215,24 @@ func TestRDS(t *testing.T) {
 		assert.True(t, c.databases(t)[0].MultiAZ)
 		assert.Equal(t, 30, c.databases(t)[0].Storage, "storage that grew by itself stays")
 	})
-	ok = ok && t.Run("the first host is lost", func(t *testing.T) {
-		before := s.totals(t)
+	ok = ok && t.Run("the first of two hosts is lost", func(t *testing.T) {
+		run(t, "site.yml", "-e", "database=rds", "-e", "node_count=2")
+		s.visit(t)
+		before, second := s.totals(t), c.instances(t)["footfall-2"].ID
 		lose(t, "footfall-1")
 		p := run(t, "site.yml", "-e", "database=rds")
-		record("the first host lost, its count on the managed database", 0, 0, p.Took, "lost 0")
+		record("the first of two hosts lost, its count on the managed database", 0, 0, p.Took, "lost 0")
+		assert.Equal(t, second, c.instances(t)["footfall-2"].ID)
 		assert.Equal(t, before, s.totals(t))
 		assert.Empty(t, c.volumes(t, "footfall-data")[0].Instance, "the new host needs no data volume")
+		assert.Zero(t, run(t, "site.yml", "-e", "database=rds").Changed)
+		c.host(t, "footfall-2").must(t, ": > /var/log/nginx/access.log")
+		eventually(t, 30*time.Second, "the new edge sends the second host visits", func() error {
+			s.visit(t)
+			_, err := c.host(t, "footfall-2").sh(`grep '"path":"/"' /var/log/nginx/access.log`)
+			return err
+		})
+		run(t, "site.yml", "-e", "database=rds", "-e", "node_count=1")
 	})
 	ok = ok && t.Run("destroyed and made again", func(t *testing.T) {
 		run(t, "destroy.yml", "-e", "project=footfall", "-e", "database=rds")
