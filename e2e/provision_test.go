@@ -304,7 +304,7 @@ func TestProvision(t *testing.T) {
 		assert.NotContains(t, s.edge().must(t, repository+"info"), "status: ok")
 		page, err := os.ReadFile(filepath.Join(repoDir(), "ansible/AWS.md"))
 		require.NoError(t, err)
-		block := regexp.MustCompile("(?ms)^```sh\nbucket=\\S+ since=\\S+\n(.*?)^```$").FindStringSubmatch(string(page))
+		block := regexp.MustCompile("(?ms)^```sh as in TestProvision\nbucket=\\S+ since=\\S+\n(.*?)^```$").FindStringSubmatch(string(page))
 		require.NotEmpty(t, block)
 		out, err := c.inController(t, administratorID, "set -eu\nexport AWS_REGION="+region+"\nbucket="+fleetBucket+" since="+time.Now().UTC().Add(-time.Minute).Format("2006-01-02T15:04")+"\n"+block[1])
 		require.NoError(t, err, out)
