@@ -14,7 +14,7 @@ import (
 // without a counted visit is what such a night costs.
 func testUpdates(t *testing.T, s *service) {
 	s.visit(t)
-	// Where there is no logind their processes are of ssh.service, and keep the old files.
+	// Where there is no logind, the processes of these connections belong to ssh.service and keep the old files.
 	eventually(t, 2*time.Minute, "Ansible's connections have ended", func() error {
 		_, err := s.edge().sh("! pgrep --exact sshd-session")
 		return err
